@@ -1,0 +1,81 @@
+"""Writing without ever showing a half-written file under its final name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medseg.errors import RunError
+
+PARTIAL_PREFIX = ".medseg-part-"
+"""Temporary names start so: readers of folders (`medseg.scan`) pass over them; a killed run leaves nothing else."""
+
+
+@contextmanager
+def atomic_path(path: Path, suffix: str | None = None) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; on leaving, flush it to disk and rename it to `path`.
+
+    The caller writes the temporary file, and may open and verify it, inside the block. When the block raises, the
+    temporary file is removed and `path` is what it was before.
+
+    Args:
+        path: the final name; its folder is made when absent.
+        suffix: ending of the temporary name, when the writer goes by it; the ending of `path` by default.
+
+    Raises:
+        RunError: RUN-WRITE when the file system refuses (full, read-only, not a folder), with its reason.
+    """
+    ending = "".join(path.suffixes[-2:]) if suffix is None else suffix
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix=ending, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _refused(path, error) from error
+    partial = Path(name)
+    try:
+        yield partial
+        _flush(partial)
+        partial.chmod(0o666 & ~_umask())  # mkstemp makes it private to the user; an ordinary file follows the umask
+        partial.replace(path)
+        _flush(path.parent)
+    except OSError as error:
+        raise _refused(path, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with Unix line ends, atomically.
+
+    Raises:
+        RunError: RUN-WRITE.
+    """
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _refused(path: Path, error: OSError) -> RunError:
+    reason = error.strerror or str(error)
+    return RunError("RUN-WRITE", str(path), f"cannot be written: {reason}", "Free space, or choose another folder.")
