@@ -1,0 +1,118 @@
+"""`Frame`: one two-dimensional image and where it lies, from a classic header or from functional groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+
+from medseg.io.dicom_values import ascii_text, decimals, element_of, items, lookup, numbers, scalar, stored_bytes
+
+Vector = tuple[float, float, float]
+Marks = tuple[tuple[str, str], ...]
+
+MARK_TAGS = {
+    "temporal position": (0x00200100,),
+    "acquisition number": (0x00200012,),
+    "echo": (0x00180086, 0x00180081),
+    "b-value": (0x00189087,),
+    "private b-value": (0x0019100C, 0x00431039),
+    "gradient direction": (0x00189089, 0x0019100E),
+    "inversion time": (0x00180082,),
+    "trigger time": (0x00181060,),
+    "frame time": (0x00541300,),
+    "acquisition time": (0x00080022, 0x00080032),
+    "content time": (0x00080033,),
+    "stack": (0x00209056,),
+}
+"""What may tell volumes apart that share a series; the private tags are Siemens' and GE's b-values and directions."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One two-dimensional image: a classic file's only one, or one frame of a multi-frame file.
+
+    Attributes:
+        path: the file.
+        number: its place in the file's pixel data, from 0.
+        position: ImagePositionPatient, mm, LPS; None when absent or not three finite numbers.
+        orientation: ImageOrientationPatient: direction of a row (growing column index), then of a column.
+        spacing: PixelSpacing, mm: between rows, then between columns.
+        slope: RescaleSlope, 1 when absent; NaN when unreadable.
+        intercept: RescaleIntercept, 0 when absent; NaN when unreadable.
+        has_rescale: whether the header states them.
+        decimals: decimal places of the stored position and orientation.
+        image_type: ImageType, upper case.
+        marks: (name, value) of what may tell volumes of one series apart.
+    """
+
+    path: Path
+    number: int
+    position: Vector | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, float] | None
+    slope: float
+    intercept: float
+    has_rescale: bool
+    decimals: tuple[int, int]
+    image_type: tuple[str, ...]
+    marks: Marks
+
+
+_MACROS = (0x00209113, 0x00209116, 0x00289110, 0x00289145, 0x00209111, 0x00189114, 0x00189117, 0x00189226, 0x00189329)
+"""Functional group macros: plane position, plane orientation, pixel measures, rescale, frame content, MR echo, MR
+diffusion, MR and CT frame type (PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3)."""
+
+
+def macros_of(group: Dataset) -> list[Dataset]:
+    """The macros' items of one functional group, so that a value is looked up in each."""
+    found = [content[0] for tag in _MACROS if (content := items(group, tag))]
+    nested = [content[0] for item in found if (content := items(item, 0x00189076))]
+    return found + nested
+
+
+_FRAME_MARKS = {
+    "temporal position": (0x00209128, 0x00200100),
+    "acquisition number": (0x00209156, 0x00200012),
+    "echo": (0x00189082, 0x00180086, 0x00180081),
+    "b-value": (0x00189087,),
+    "gradient direction": (0x00189089, 0x0019100E),
+    "trigger time": (0x00209153, 0x00181060),
+    "stack": (0x00209056,),
+}
+
+
+def frame_of(path: Path, number: int, sources: list[Dataset]) -> Frame:
+    """One frame, each value from the first source that has it (per-frame group, shared group, top level)."""
+    position = lookup(sources, 0x00200032)
+    orientation = lookup(sources, 0x00200037)
+    marks = _FRAME_MARKS if len(sources) > 1 else MARK_TAGS
+    slope, intercept = lookup(sources, 0x00281053), lookup(sources, 0x00281052)
+    frame_type = lookup(sources, 0x00089007) or lookup(sources, 0x00080008)
+    place = numbers(position, 3)
+    spacing = numbers(lookup(sources, 0x00280030), 2)
+    return Frame(
+        path,
+        number,
+        position=(place[0], place[1], place[2]) if place else None,
+        orientation=numbers(orientation, 6),
+        spacing=(spacing[0], spacing[1]) if spacing else None,
+        slope=scalar(slope, 1.0),
+        intercept=scalar(intercept, 0.0),
+        has_rescale=bool(slope or intercept),
+        decimals=(decimals(position), decimals(orientation)),
+        image_type=tuple(part.strip().upper() for part in ascii_text(frame_type).split("\\")),
+        marks=tuple((name, _mark(sources, tags)) for name, tags in marks.items()),
+    )
+
+
+def _mark(sources: list[Dataset], tags: tuple[int, ...]) -> str:
+    """One value, as comparable text; binary values by their bytes."""
+    return "/".join(_plain(element_of(sources, tag)) for tag in tags)
+
+
+def _plain(element: RawDataElement | DataElement | None) -> str:
+    value = stored_bytes(element)
+    return value.hex() if getattr(element, "VR", "") in ("FD", "US", "UL", "SS") else ascii_text(value)

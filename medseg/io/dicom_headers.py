@@ -1,0 +1,319 @@
+"""One DICOM file's header: what it is, where its frames lie, where its pixels are. No pixel is decoded here.
+
+The header is parsed by pydicom up to the pixel data; values are taken as stored bytes and read here, because a header
+in the wild holds decimal commas, `nan`, numbers under VR UN and undecodable names, and none of them may raise or be
+guessed. Everything in this module is LPS and (row, column), as stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.filereader import read_partial
+
+from medseg.errors import DicomError
+from medseg.io.dicom_extent import LOSSY, PixelElement, check_extent
+from medseg.io.dicom_frames import MARK_TAGS, Frame, frame_of, macros_of
+from medseg.io.dicom_open import PARSE_ERRORS, inflated, looks_like_dicom, open_regular, quiet, size_of
+from medseg.io.dicom_values import bytes_of, decoded, image_type, integer, items, text
+
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+SLICE_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "enhanced CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "legacy converted CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.1": "enhanced MR",
+    "1.2.840.10008.5.1.4.1.1.4.4": "legacy converted MR",
+    "1.2.840.10008.5.1.4.1.1.128": "PET",
+    "1.2.840.10008.5.1.4.1.1.130": "enhanced PET",
+    "1.2.840.10008.5.1.4.1.1.128.1": "legacy converted PET",
+}
+"""Storage classes whose instances are slices even when a damaged header no longer shows it (PS3.4 B.5)."""
+
+NOT_SCANS = {
+    "1.2.840.10008.1.3.10": "a directory of media (DICOMDIR)",
+    "1.2.840.10008.5.1.4.1.1.481.1": "a radiotherapy portal image",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose grid",
+    "1.2.840.10008.5.1.4.1.1.66": "raw data",
+}
+"""Objects with or without pixels that are never scans; objects without rows and columns need no entry."""
+
+_TAGS = [
+    *(0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x0008103E, 0x00100010, 0x00100020),
+    *(0x0020000D, 0x0020000E, 0x00200011, 0x00200013, 0x00200032, 0x00200037, 0x00200052, 0x00201002, 0x00540081),
+    *(0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102),
+    *(0x00280103, 0x00280301, 0x00281052, 0x00281053, 0x00283000, 0x00282110, 0x0019100A, 0x00291010, 0x52009229),
+    0x52009230,
+    *(0x30060010, 0x30060020, 0x00620002, 0x00081115),
+    *(tag for tags in MARK_TAGS.values() for tag in tags),
+]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one file says, without its pixels.
+
+    Attributes:
+        path: the file.
+        kind: `image`, a reference object, another `object`, or `damaged` (no series can be read from it).
+        patient: hash of patient id and name, to tell patients apart; never the values.
+        group: hash of the patient id alone, "" when absent.
+        pixels: where and how the pixels are stored; None when there are none.
+        frames: the images in it, in stored order.
+        count: how many images the acquisition or series is said to have, 0 when unsaid.
+        code: why the file is unfit, "" when it is fit.
+        reason: the same in words.
+        notes: (code, message) of what is odd but harmless.
+    """
+
+    path: Path
+    kind: Literal["image", "rtstruct", "dicom-seg", "object", "damaged"] = "damaged"
+    sop_class: str = ""
+    sop_uid: str = field(default="", repr=False)
+    modality: str = ""
+    series_uid: str = field(default="", repr=False)
+    study_uid: str = field(default="", repr=False)
+    frame_uid: str = field(default="", repr=False)
+    patient: str = field(default="", repr=False)
+    group: str = field(default="", repr=False)
+    description: str = field(default="", repr=False)
+    series_number: int | None = None
+    instance: int | None = None
+    count: int = 0
+    pixels: PixelElement | None = None
+    frames: tuple[Frame, ...] = ()
+    names: tuple[str, ...] = field(default=(), repr=False)
+    series_uids: frozenset[str] = field(default=frozenset(), repr=False)
+    code: str = ""
+    reason: str = ""
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def with_frames(self, frames: tuple[Frame, ...]) -> Header:
+        """The same file with only some of its frames."""
+        return replace(self, frames=frames)
+
+
+def read_header(path: Path) -> Header | None:
+    """Read one file's header; None when it is not DICOM.
+
+    A file that is DICOM, or may have been, but cannot be used comes back with `code` and `reason`.
+    """
+    try:
+        with open_regular(path) as handle:
+            start = handle.read(256)
+            if not start:
+                return _damaged(path, "the file is empty")
+            if not looks_like_dicom(start):
+                return None
+            with inflated(handle, path.name) as data, quiet():
+                return _parse(path, data, bare=start[128:132] != b"DICM")
+    except DicomError as error:
+        return Header(path, code=error.code, reason=error.problem)
+    except OSError as error:
+        return _damaged(path, f"the file cannot be read ({error.strerror or error})")
+    except PARSE_ERRORS as error:
+        return _damaged(path, f"the header cannot be parsed ({type(error).__name__})")
+
+
+def _damaged(path: Path, reason: str) -> Header:
+    return Header(path, code="DICOM-READ", reason=reason)
+
+
+def _parse(path: Path, data: BinaryIO, bare: bool) -> Header | None:
+    """Parse up to the pixel data, then say what the file is. A bare data set that names no object is not DICOM."""
+    size = size_of(data)
+    stop = _Stop(data, size)
+    dataset = read_partial(data, stop_when=stop, force=True, specific_tags=list(_TAGS))
+    if bare and not text(dataset, 0x00080016) and not text(dataset, 0x0020000E):
+        return None
+    header = _describe(path, dataset, stop)
+    if header.kind == "image" and header.pixels is None and not header.series_uid:
+        return replace(header, kind="damaged")  # cut before it names its series
+    if header.kind != "image" or header.code or header.pixels is None:
+        return header
+    code, reason, note = check_extent(header.pixels, data, size)
+    notes = (*header.notes, ("DICOM-PADDING", note)) if note else header.notes
+    return replace(header, code=code, reason=reason, notes=notes)
+
+
+class _Stop:
+    """Stops pydicom at the pixel data, and at an element that claims more bytes than the file has."""
+
+    def __init__(self, data: BinaryIO, size: int) -> None:
+        self.data = data
+        self.size = size
+        self.offset = -1
+        self.length = 0
+        self.tag = 0
+        self.overrun = False
+
+    def __call__(self, tag: int, _vr: str | None, length: int) -> bool:
+        """Called by pydicom with the file positioned at the element's value."""
+        if int.__ge__(tag, 0x7FE00008):  # a pydicom tag compares itself in Python
+            self.tag, self.offset, self.length = int(tag), self.data.tell(), length
+            return True
+        self.overrun = length != 0xFFFFFFFF and self.data.tell() + length > self.size
+        return self.overrun
+
+
+def _describe(path: Path, dataset: FileDataset, stop: _Stop) -> Header:
+    """Make the header of any object; images get their frames."""
+    sop_class = text(dataset, 0x00080016)
+    header = Header(
+        path,
+        kind=_kind(sop_class, dataset),
+        sop_class=sop_class,
+        sop_uid=text(dataset, 0x00080018),
+        modality=text(dataset, 0x00080060)[:16],
+        series_uid=text(dataset, 0x0020000E),
+        study_uid=text(dataset, 0x0020000D),
+        frame_uid=text(dataset, 0x00200052),
+        patient=_hash(_normal_name(dataset)),
+        group=_hash(bytes_of(dataset, 0x00100020).strip(b" \0")),
+        description=decoded(dataset, 0x0008103E),
+        series_number=integer(dataset, 0x00200011),
+        instance=integer(dataset, 0x00200013),
+        count=max(integer(dataset, 0x00201002) or 0, integer(dataset, 0x00540081) or 0),
+    )
+    if header.kind == "image":
+        return _describe_image(header, dataset, stop)
+    if header.kind in ("rtstruct", "dicom-seg"):
+        return _describe_reference(header, dataset)
+    if header.kind == "object" and not sop_class and not header.series_uid:
+        return replace(header, kind="damaged", code="DICOM-READ", reason="the header is cut short")
+    return replace(header, reason=NOT_SCANS.get(sop_class, "an object without slices"))
+
+
+def _kind(sop_class: str, dataset: Dataset) -> Literal["image", "rtstruct", "dicom-seg", "object"]:
+    if sop_class == RTSTRUCT_CLASS:
+        return "rtstruct"
+    if sop_class in SEG_CLASSES:
+        return "dicom-seg"
+    if sop_class in NOT_SCANS:
+        return "object"
+    has_size = bool(integer(dataset, 0x00280010) and integer(dataset, 0x00280011))
+    return "image" if sop_class in SLICE_CLASSES or has_size else "object"
+
+
+def _describe_image(header: Header, dataset: FileDataset, stop: _Stop) -> Header:
+    header = replace(header, notes=_oddities(dataset))
+    if stop.overrun:
+        return replace(header, code="DICOM-READ", reason="the header is cut short")
+    if stop.offset < 0 or stop.tag != 0x7FE00010:
+        found = "no pixel data" if stop.offset < 0 else "pixel data of floating-point numbers, wanted integers"
+        return replace(header, code="DICOM-PIXELS", reason=f"the file holds {found}")
+    pixels = _pixel_element(dataset, stop)
+    header = replace(header, pixels=pixels)
+    if pixels.frames > 1 or 0x52009230 in dataset:
+        return _with_functional_frames(header, dataset)
+    if integer(dataset, 0x0019100A) or "MOSAIC" in image_type(dataset) or csa_slices(bytes_of(dataset, 0x00291010)):
+        reason = "a mosaic: many slices tiled into one image"
+        return replace(header, code="DICOM-MOSAIC", reason=reason, frames=(frame_of(header.path, 0, [dataset]),))
+    return replace(header, frames=(frame_of(header.path, 0, [dataset]),))
+
+
+def _with_functional_frames(header: Header, dataset: Dataset) -> Header:
+    """Take the frames of a multi-frame file from its functional groups (PS3.3 C.7.6.16)."""
+    claimed = header.pixels.frames if header.pixels else 0
+    shared = next(iter(items(dataset, 0x52009229)), Dataset())
+    groups = items(dataset, 0x52009230)
+    if not groups:
+        reason = f"{claimed} frames without a place in the patient"
+        return replace(header, code="DICOM-MULTIFRAME", reason=reason, frames=(frame_of(header.path, 0, [dataset]),))
+    if len(groups) != claimed:
+        reason = f"{claimed} frames, but {len(groups)} descriptions of frames"
+        return replace(header, code="DICOM-MULTIFRAME", reason=reason)
+    common = [*macros_of(shared), dataset]
+    frames = (frame_of(header.path, n, [*macros_of(group), *common]) for n, group in enumerate(groups))
+    return replace(header, frames=tuple(frames))
+
+
+def csa_slices(header: bytes) -> int:
+    """How many slices a mosaic holds by Siemens' CSA image header, (0029,1010); 0 when it is none, or unreadable.
+
+    Source: nibabel's description of the format (nibabel/doc/source/dicom/siemens_csa.rst): a tag is its name in 64
+        bytes, then multiplicity, VR, type, number of items and a check value in 4 bytes each; an item has four numbers
+        of 4 bytes, the first of type 1 and the second of type 2 being its length, then its text.
+    """
+    at = header.find(b"NumberOfImagesInMosaic\0")
+    if at < 0 or len(header) < at + 100:
+        return 0
+    for length in struct.unpack_from("<2l", header, at + 84):
+        value = header[at + 100 : at + 100 + max(0, min(length, 16))].strip(b" \0")
+        if value.isdigit():
+            return int(value)
+    return 0
+
+
+def _syntax(dataset: Dataset) -> str:
+    meta = getattr(dataset, "file_meta", None)
+    return str(meta.get("TransferSyntaxUID", "")).strip(" \0") if meta else ""
+
+
+def _pixel_element(dataset: FileDataset, stop: _Stop) -> PixelElement:
+    implicit, little = dataset.original_encoding
+    stated = _syntax(dataset)
+    allocated = integer(dataset, 0x00280100) or 0
+    stored = integer(dataset, 0x00280101) or allocated
+    high = integer(dataset, 0x00280102)
+    return PixelElement(
+        offset=stop.offset,
+        length=None if stop.length == 0xFFFFFFFF else stop.length,
+        syntax=stated or ("1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.1"),
+        little_endian=bool(little),
+        rows=integer(dataset, 0x00280010) or 0,
+        columns=integer(dataset, 0x00280011) or 0,
+        frames=integer(dataset, 0x00280008) or 1,
+        samples=integer(dataset, 0x00280002) or 1,
+        photometric=text(dataset, 0x00280004).upper(),
+        allocated=allocated,
+        stored=stored,
+        high_bit=stored - 1 if high is None else high,
+        signed=integer(dataset, 0x00280103) == 1,
+    )
+
+
+def _oddities(dataset: Dataset) -> tuple[tuple[str, str], ...]:
+    notes = []
+    if text(dataset, 0x00280301).upper() == "YES":
+        notes.append(("DICOM-BURNED", "text is burned into the pixels, maybe a name: look before sharing pictures"))
+    if text(dataset, 0x00280004).upper() == "MONOCHROME1":
+        notes.append(("DICOM-INVERTED", "stored for inverted display (MONOCHROME1); the values are kept as they are"))
+    if text(dataset, 0x00282110) == "01" or _syntax(dataset) in LOSSY:
+        notes.append(("DICOM-LOSSY", "the pixels were once compressed with loss"))
+    if 0x00283000 in dataset:
+        notes.append(("DICOM-RESCALE", "a modality lookup table instead of slope and intercept"))
+    return tuple(notes)
+
+
+def _describe_reference(header: Header, dataset: Dataset) -> Header:
+    """Names of structures or segments, and the series and frame of reference that they refer to."""
+    if header.kind == "dicom-seg":
+        names = [decoded(item, 0x00620005) for item in items(dataset, 0x00620002)]
+        uids = {text(item, 0x0020000E) for item in items(dataset, 0x00081115)}
+        return replace(header, names=tuple(names), series_uids=frozenset(uids - {""}))
+    names = [decoded(item, 0x30060026) for item in items(dataset, 0x30060020)]
+    frames = items(dataset, 0x30060010)
+    studies = [study for item in frames for study in items(item, 0x30060012)]
+    uids = {text(series, 0x0020000E) for study in studies for series in items(study, 0x30060014)}
+    frame_uid = header.frame_uid or next((uid for item in frames if (uid := text(item, 0x00200052))), "")
+    return replace(header, names=tuple(names), series_uids=frozenset(uids - {""}), frame_uid=frame_uid)
+
+
+def _hash(value: bytes) -> str:
+    return hashlib.sha256(value).hexdigest()[:12] if value else ""
+
+
+def _normal_name(dataset: Dataset) -> bytes:
+    """Patient id and name without the differences of spelling that one patient's slices may show."""
+    name = bytes_of(dataset, 0x00100010).partition(b"=")[0].rstrip(b"^ \0").lower()
+    return (bytes_of(dataset, 0x00100020).strip(b" \0") + b"\0" + b" ".join(name.replace(b"^", b" ").split())).strip(
+        b"\0"
+    )

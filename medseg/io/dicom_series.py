@@ -1,0 +1,433 @@
+"""From the files of one series to the volumes in it, each with a verdict.
+
+A series may hold several volumes (phases, echoes, time points, a localizer), copies, strangers and damage. It is split
+only when every part is a volume of its own over the same positions; parts that complete one another are one broken
+volume, and the whole series is refused: half a volume that looks whole is the worst result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from medseg.errors import DicomError
+from medseg.grid import Grid
+from medseg.io.dicom_frames import Frame
+from medseg.io.dicom_geometry import ORIENTATION_NOISE, SAME_POSITION_MM, Note, axes, heights, lay_out
+from medseg.io.dicom_headers import Header
+from medseg.io.dicom_open import PARSE_ERRORS, open_data_set
+
+SEPARABLE = ("DICOM-COLOUR", "DICOM-MOSAIC", "DICOM-MULTIFRAME")
+"""Faults of files that may be no slices at all (a screenshot, a film loop), rather than damaged slices."""
+
+FEW_SLICES = 5
+"""Fewer than this, beside other planes or marked as localizer, are a scout and not a volume."""
+
+FAN_DEGREES, STACK_DEGREES = 20, 3
+"""Parallel stacks may be turned against each other by 3 degrees or more (lumbar discs), a few slices by 20 or more (a
+localizer); what is turned by less is a fan or a fault."""
+
+CONTRAST_SHARE = 0.01
+"""Echo and inversion times that differ by less are one time, written or rounded in two ways."""
+
+ADVICE = {
+    "DICOM-READ": "Copy or export the series again.",
+    "DICOM-SYNTAX": "Install the codec, or export the series uncompressed.",
+    "DICOM-GEOMETRY": "Export the series again from its source.",
+    "DICOM-SINGLE": "Give the whole series.",
+    "DICOM-GAP": "Export the series again, or exclude it.",
+    "DICOM-SPACING": "Resample the series to even spacing, or exclude it.",
+    "DICOM-DUPLICATE": "Remove the images that do not belong to the series.",
+    "DICOM-MIXED": "Separate the images into series of their own.",
+    "DICOM-PATIENT": "Separate the patients; do not use the series as it is.",
+    "DICOM-MOSAIC": "Convert it with dcm2niix, and give the NIfTI file.",
+}
+"""What to do about a refusal, by code."""
+
+
+@dataclass(frozen=True)
+class SeriesVolume:
+    """One volume of a series, or what could not become one.
+
+    Attributes:
+        headers: the files, in slice order where there is one.
+        frames: the images, in slice order where there is one.
+        grid: RAS+; None when the geometry could not be made out.
+        code: why it is unfit, "" when it is fit.
+        reason: the same in words.
+        notes: (code, message) warnings.
+    """
+
+    headers: tuple[Header, ...]
+    frames: tuple[Frame, ...]
+    grid: Grid | None = None
+    code: str = ""
+    reason: str = ""
+    notes: tuple[Note, ...] = ()
+
+
+class _Series:
+    """The headers of one series, looked up by path."""
+
+    def __init__(self, headers: Sequence[Header]) -> None:
+        self.by_path = {header.path: header for header in headers}
+
+    def headers(self, frames: Sequence[Frame]) -> tuple[Header, ...]:
+        return tuple(self.by_path[path] for path in dict.fromkeys(frame.path for frame in frames))
+
+    def rejected(self, frames: Sequence[Frame], code: str, reason: str) -> SeriesVolume:
+        return SeriesVolume(self.headers(frames), tuple(frames), None, code, reason)
+
+    def of(self, frame: Frame) -> Header:
+        return self.by_path[frame.path]
+
+    def name(self, frame: Frame) -> str:
+        place = f" frame {frame.number + 1}" if len(self.of(frame).frames) > 1 else ""
+        return shown(frame.path.name) + place
+
+
+def shown(name: str) -> str:
+    """A file name as printable text: undecodable bytes and control characters replaced."""
+    text = name.encode("utf-8", "replace").decode("utf-8")
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def plan_volumes(headers: Sequence[Header]) -> list[SeriesVolume]:
+    """Split one series into its volumes.
+
+    Args:
+        headers: all files of the series, `kind` image, in any order: the result does not depend on it.
+    """
+    headers = sorted(headers, key=lambda h: (h.path.name, str(h.path)))
+    patients = {header.patient for header in headers if header.kind == "image" and header.code != "DICOM-READ"}
+    if len(patients) > 1:
+        reason = f"the series holds images of {len(patients)} patients"
+        return [SeriesVolume(tuple(headers), (), None, "DICOM-PATIENT", reason)]
+    strangers = [h for h in headers if _is_stranger(h)]
+    slices = [h for h in headers if not _is_stranger(h)]
+    plans = [_faulty(strangers)] if strangers else []
+    if slices and any(h.code for h in slices):
+        plans.append(_faulty(slices))
+    elif slices:
+        plans += _plan_slices(_Series(slices), [frame for header in slices for frame in header.frames])
+    plans = [replace(plan, notes=(*plan.notes, *_file_notes(plan))) for plan in plans]
+    return _noted_split(plans)
+
+
+def _is_stranger(header: Header) -> bool:
+    """Whether the file is no slice of its series' stack; one with a position in the patient may be a damaged slice."""
+    return header.code in SEPARABLE and all(frame.position is None for frame in header.frames)
+
+
+def _faulty(headers: Sequence[Header]) -> SeriesVolume:
+    """Reject with the commonest fault, naming the first file that has it."""
+    faults = Counter(header.code for header in headers if header.code)
+    code, times = faults.most_common(1)[0]
+    first = next(header for header in headers if header.code == code)
+    where = f"{shown(first.path.name)}: " if times < len(headers) else ""
+    others = f" ({times} of {len(headers)} files)" if len(headers) > 1 else ""
+    frames = tuple(frame for header in headers for frame in header.frames)
+    return SeriesVolume(tuple(headers), frames, None, code, f"{where}{first.reason}{others}")
+
+
+def _noted_split(plans: list[SeriesVolume]) -> list[SeriesVolume]:
+    if len(plans) < 2:
+        return plans
+    note = ("DICOM-SPLIT", f"its series holds {len(plans)} sets of images; this is one of them")
+    return [replace(plan, notes=(note, *plan.notes)) for plan in plans]
+
+
+# ---- splitting -----------------------------------------------------------------------------------------------------
+
+
+def _plan_slices(series: _Series, frames: list[Frame]) -> list[SeriesVolume]:
+    """Split off localizers and other planes, then what else makes different volumes."""
+    scouts = [frame for frame in frames if "LOCALIZER" in frame.image_type]
+    stack = [frame for frame in frames if "LOCALIZER" not in frame.image_type] or frames
+    plans = [series.rejected(scouts, "DICOM-LOCALIZER", _scout(scouts))] if scouts and stack is not frames else []
+    try:
+        heights(stack)
+        planes = _by_plane(stack)
+    except DicomError as error:
+        return [series.rejected(stack, error.code, error.problem), *plans]
+    for plane in planes:
+        if len(plane) < FEW_SLICES and (len(planes) > 1 or scouts):
+            plans.append(series.rejected(plane, "DICOM-LOCALIZER", _scout(plane)))
+        else:
+            plans += _plan_plane(series, plane)
+    return plans
+
+
+def _scout(frames: Sequence[Frame]) -> str:
+    return f"a localizer: {len(frames)} image{'s' if len(frames) > 1 else ''} of its own plane, not a volume"
+
+
+def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Group frames by orientation, largest group first.
+
+    Raises:
+        DicomError: DICOM-MIXED when orientations differ by more than rounding, yet too little for stacks of their own.
+    """
+    planes: list[list[Frame]] = []
+    for frame in frames:
+        cosines = np.array(frame.orientation)
+        for plane in planes:
+            if np.abs(cosines - np.array(plane[0].orientation)).max() <= ORIENTATION_NOISE:
+                plane.append(frame)
+                break
+        else:
+            planes.append([frame])
+    _refuse_fans(planes)
+    return sorted(planes, key=len, reverse=True)
+
+
+def _refuse_fans(planes: Sequence[Sequence[Frame]]) -> None:
+    limit = FAN_DEGREES if any(len(plane) < FEW_SLICES for plane in planes) else STACK_DEGREES
+    normals = [axes(plane[0].orientation or ())[2] for plane in planes]
+    for n, normal in enumerate(normals):
+        if any(abs(float(normal @ other)) > math.cos(math.radians(limit)) for other in normals[:n]):
+            raise DicomError("DICOM-MIXED", "", "the slices are not parallel, or are turned against each other")
+
+
+def _plan_plane(series: _Series, frames: list[Frame]) -> list[SeriesVolume]:
+    """Split parallel frames by size, spacing, frame of reference, study and kind."""
+    groups = _grouped(frames, lambda frame: _hard_key(series, frame, frames[0]))
+    if len(groups) > 1 and not _each_whole(groups, share=0.5):
+        differing = _what_differs(series, groups)
+        reason = f"images of one stack differ in {differing} ({', '.join(str(len(g)) for g in groups)} images)"
+        return [series.rejected(frames, "DICOM-MIXED", reason)]
+    return [plan for group in groups for plan in _plan_like(series, group)]
+
+
+_HARD_NAMES = ("size", "pixel spacing", "frame of reference", "study", "kind of object", "modality")
+
+
+def _hard_key(series: _Series, frame: Frame, first: Frame) -> tuple[object, ...]:
+    header = series.of(frame)
+    size = (header.pixels.rows, header.pixels.columns) if header.pixels else None
+    return size, _spacing_key(frame, first), header.frame_uid, header.study_uid, header.sop_class, header.modality
+
+
+def _spacing_key(frame: Frame, first: Frame) -> object:
+    """The first frame's spacing when this one's is the same within a thousandth, else its own, rounded."""
+    own, usual = frame.spacing or (0.0, 0.0), first.spacing or (0.0, 0.0)
+    same = all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(own, usual, strict=True))
+    return usual if same else tuple(round(s, 3) for s in own)
+
+
+def _what_differs(series: _Series, groups: list[list[Frame]]) -> str:
+    keys = [_hard_key(series, group[0], groups[0][0]) for group in groups]
+    return " and ".join(name for n, name in enumerate(_HARD_NAMES) if len({key[n] for key in keys}) > 1)
+
+
+def _grouped(frames: Sequence[Frame], key: Callable[[Frame], object]) -> list[list[Frame]]:
+    groups: dict[object, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        groups[key(frame)].append(frame)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def _levels(frames: Sequence[Frame]) -> set[int]:
+    """The positions along the normal, as numbers of `SAME_POSITION_MM` steps, joined where they straddle a step."""
+    levels: set[int] = set()
+    last = -math.inf
+    for height in sorted(heights(frames)):
+        if height - last > SAME_POSITION_MM:
+            levels.add(round(height / SAME_POSITION_MM))
+            last = height
+    return levels
+
+
+def _each_whole(groups: list[list[Frame]], share: float) -> bool:
+    """Whether every group covers, and shares with the largest, at least `share` of the largest group's positions."""
+    normal_of = groups[0][0]
+    levels = [_levels([normal_of, *group]) if group is not groups[0] else _levels(group) for group in groups]
+    largest = levels[0]
+    near = {level + step for level in largest for step in (-2, -1, 0, 1, 2)}
+    return (
+        all(
+            len(group) >= share * len(largest) and len(own & near) >= share * len(largest)
+            for group, own in zip(groups, levels, strict=True)
+        )
+        and len(largest) > 1
+    )
+
+
+def _plan_like(series: _Series, frames: list[Frame]) -> list[SeriesVolume]:
+    """Frames of one plane and size: drop copies, split by what tells volumes apart if positions repeat."""
+    kept, copies = _without_copies(series, frames)
+    note = _copy_note(series, copies)
+    try:
+        groups = _split_repeats(kept)
+    except DicomError as error:
+        return [series.rejected(frames, error.code, error.problem)]
+    most = max(len(group) for group in groups)
+    plans = [_plan_one(series, group, most) for group in groups]
+    return [replace(plan, notes=(*note, *plan.notes)) for plan in plans]
+
+
+def _copy_note(series: _Series, copies: Sequence[Frame]) -> tuple[Note, ...]:
+    if not copies:
+        return ()
+    times = Counter(path.name for path in series.by_path)
+    folders = (f"{shown(f.path.parent.name)}/" if times[f.path.name] > 1 else "" for f in copies[:3])
+    places = [folder + series.name(frame) for folder, frame in zip(folders, copies, strict=False)]
+    names = ", ".join(places) + (" ..." if copies[3:] else "")
+    return (("DICOM-DUPLICATE", f"{len(copies)} identical copies of slices were left out ({names})"),)
+
+
+def _without_copies(series: _Series, frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame]]:
+    """Split into distinct frames and copies: same position, same marks, same stored pixels and rescale."""
+    places: dict[object, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        places[frame.position, frame.marks, frame.image_type, frame.slope, frame.intercept].append(frame)
+    kept: list[Frame] = []
+    copies: list[Frame] = []
+    for alike in places.values():
+        seen: set[object] = set()
+        for frame in alike:
+            digest = _digest(series.of(frame), frame) if len(alike) > 1 else None
+            (copies if digest in seen else kept).append(frame)
+            seen.add(digest)
+    return kept, copies
+
+
+def _digest(header: Header, frame: Frame) -> object:
+    """Hash of a frame's stored pixels; of the whole pixel data and the frame's number where they are compressed."""
+    pixels = header.pixels
+    if pixels is None:
+        return frame.path
+    number = frame.number if pixels.is_native else 0
+    length = pixels.frame_bytes if pixels.is_native else -1
+    try:
+        with open_data_set(header.path) as data:
+            data.seek(pixels.offset + number * pixels.frame_bytes)
+            content = hashlib.sha256(data.read(length)).hexdigest()
+    except (DicomError, *PARSE_ERRORS):
+        return frame.path
+    return pixels.syntax, content, frame.number if not pixels.is_native else 0
+
+
+_SPLITTERS = (
+    *("temporal position", "acquisition number", "echo", "b-value", "private b-value", "image type"),
+    *("inversion time", "stack", "gradient direction", "trigger time", "frame time", "acquisition time"),
+    "content time",
+)
+"""Tried one by one, then all but the times together."""
+
+_CONTRASTS = ("temporal position", "echo", "b-value", "inversion time")
+"""What must not vary inside one volume; the acquisition number may (one for each rotation of a step-and-shoot CT)."""
+
+
+def _mark(frame: Frame, name: str) -> object:
+    return frame.image_type if name == "image type" else dict(frame.marks).get(name, "")
+
+
+def _differ(frames: Sequence[Frame], name: str) -> bool:
+    """Whether the frames' marks differ by more than the writing of a number."""
+    values = sorted({str(_mark(frame, name)) for frame in frames})
+    parts = [value.split("/") for value in values]
+    try:
+        numbers = np.array([[float(part or "nan") for part in value] for value in parts])
+    except ValueError:
+        return len(values) > 1
+    spread = np.ptp(numbers, axis=0) > CONTRAST_SHARE * np.abs(numbers).max(axis=0)
+    absent = np.isnan(numbers).any(axis=0) & ~np.isnan(numbers).all(axis=0)
+    return bool((spread | absent).any())
+
+
+def _split_repeats(frames: list[Frame]) -> list[list[Frame]]:
+    """One group when no position repeats; else groups by one mark, or by all, within which none does.
+
+    Raises:
+        DicomError: DICOM-DUPLICATE when nothing tells images at one position apart, DICOM-MIXED when images at
+            different positions differ in contrast.
+    """
+    if _is_single(frames):
+        mixed = [name for name in _CONTRASTS if _differ(frames, name)]
+        if mixed and not _varies_freely(frames, mixed):
+            raise DicomError("DICOM-MIXED", "", f"images of one stack differ in {' and '.join(mixed)}")
+        return [frames]
+    keys = [*((name,) for name in _SPLITTERS), _SPLITTERS[:-3]]
+    for names in keys:
+        groups = _grouped(frames, lambda frame, names=names: tuple(_mark(frame, name) for name in names))  # type: ignore[misc]
+        if len(groups) > 1 and all(_is_single(group) for group in groups) and _each_whole(groups, share=0.5):
+            return groups
+    along = np.sort(heights(frames))
+    at = float(along[int(np.diff(along).argmin())])
+    times = len(frames) - len(_levels(frames))
+    problem = (
+        f"{times + 1 if times == 1 else times} images lie where another one does (first at {at:.2f} mm), and differ"
+    )
+    raise DicomError("DICOM-DUPLICATE", "", problem)
+
+
+def _varies_freely(frames: Sequence[Frame], names: Sequence[str]) -> bool:
+    """Whether the marks take a new value for nearly each slice: then they are times or measurements, not volumes."""
+    values = {tuple(_mark(frame, name) for name in names) for frame in frames}
+    return len(values) > max(2, len(frames) // 2)
+
+
+def _is_single(frames: Sequence[Frame]) -> bool:
+    along = np.sort(heights(frames))
+    return bool((np.diff(along) > SAME_POSITION_MM).all())
+
+
+# ---- one volume ----------------------------------------------------------------------------------------------------
+
+
+def _plan_one(series: _Series, frames: list[Frame], most: int) -> SeriesVolume:
+    pixels = series.of(frames[0]).pixels
+    if len(frames) < most:
+        reason = f"the volume has {len(frames)} slices, another one of its series {most}"
+        return series.rejected(frames, "DICOM-INCOMPLETE", reason)
+    try:
+        _check_rescale(series, frames)
+        layout = lay_out(frames, pixels.rows if pixels else 0, pixels.columns if pixels else 0)
+    except DicomError as error:
+        return series.rejected(frames, error.code, error.problem)
+    ordered = tuple(frames[n] for n in layout.order)
+    notes = (*layout.notes, *_volume_notes(series, ordered))
+    return SeriesVolume(series.headers(ordered), ordered, layout.grid, notes=notes)
+
+
+def _check_rescale(series: _Series, frames: Sequence[Frame]) -> None:
+    """Refuse rescale values that cannot be right (PS3.3 C.11.1)."""
+    for frame in frames:
+        if not math.isfinite(frame.slope * frame.intercept) or frame.slope == 0:
+            found = "0" if frame.slope == 0 else "not readable"
+            raise DicomError("DICOM-RESCALE", "", f"{series.name(frame)}: the rescale slope or intercept is {found}")
+        if any(code == "DICOM-RESCALE" for code, _ in series.of(frame).notes):
+            raise DicomError("DICOM-RESCALE", "", "the values need a modality lookup table, which is not read")
+    stated = [frame.has_rescale for frame in frames]
+    if any(stated) and not all(stated):
+        problem = f"{stated.count(False)} of {len(stated)} slices state no rescale slope and intercept, the others do"
+        raise DicomError("DICOM-RESCALE", "", problem)
+
+
+def _volume_notes(series: _Series, frames: Sequence[Frame]) -> list[Note]:
+    notes = []
+    headers = series.headers(frames)
+    count = max(header.count for header in headers)
+    everything = sum(len(header.frames) for header in series.by_path.values())
+    if count > everything:
+        notes.append(("DICOM-COUNT", f"the header counts {count} images, {everything} are here: some may be missing"))
+    if len(frames) < 3:
+        notes.append(("DICOM-FEW", f"only {len(frames)} slices"))
+    if not headers[0].series_uid:
+        notes.append(("DICOM-IDENTITY", "no SeriesInstanceUID: the files of its folder were taken as one series"))
+    if len({header.sop_uid for header in headers}) < len(headers):
+        notes.append(("DICOM-IDENTITY", "SOPInstanceUID is absent or not unique; slices were told apart by position"))
+    if headers[0].modality == "CT" and not frames[0].has_rescale:
+        notes.append(("DICOM-RESCALE", "no rescale slope and intercept: the values may not be Hounsfield units"))
+    return notes
+
+
+def _file_notes(plan: SeriesVolume) -> list[Note]:
+    """The notes of the files, each once."""
+    return list(dict.fromkeys(note for header in plan.headers for note in header.notes))

@@ -1,0 +1,93 @@
+"""Processes that die, hang or raise: the caller goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.errors import DicomError
+from medseg.io.dicom_headers import read_header
+from medseg.io.workers import MOST, CrashError, Worker, call, call_all, processes_for
+
+
+def test_results_and_errors_come_back(tmp_path: Path) -> None:
+    assert call(divmod, 7, 2) == (3, 1)
+    assert np.array_equal(call(np.arange, 5), np.arange(5))
+    with pytest.raises(ValueError, match="invalid literal"):
+        call(int, "x")
+    (tmp_path / "empty").touch()
+    header = call(read_header, tmp_path / "empty")
+    assert header is not None
+    assert header.code == "DICOM-READ"
+
+
+def test_a_medseg_error_keeps_its_parts() -> None:
+    with pytest.raises(DicomError) as caught:
+        call(_raised)
+    assert (caught.value.code, caught.value.where) == ("DICOM-GAP", "a")
+
+
+def _raised() -> None:
+    raise DicomError("DICOM-GAP", "a", "b")
+
+
+def test_death_is_an_error_and_not_the_end() -> None:
+    worker = Worker()
+    with pytest.raises(CrashError):
+        worker.call(os.abort)
+    assert worker.call(abs, -1) == 1
+    worker.close()
+    assert worker.call(abs, -1) == 1
+    worker.close()
+
+
+def test_what_hangs_is_ended() -> None:
+    start = time.monotonic()
+    with pytest.raises(CrashError):
+        call(time.sleep, 60, patience_s=0.5)
+    assert time.monotonic() - start < 30
+    assert call(abs, -1) == 1
+
+
+def test_many_jobs_keep_their_order_and_dead_ones_their_place() -> None:
+    assert list(call_all(abs, [(n,) for n in range(-20, 0)], 2)) == list(range(20, 0, -1))
+    assert list(call_all(_dies_at_three, [(n,) for n in range(6)], 2)) == [0, 1, 2, None, 4, 5]
+
+
+def _dies_at_three(number: int) -> int:
+    if number == 3:
+        os.abort()
+    return number
+
+
+def test_printing_does_not_spoil_answers() -> None:
+    assert call(print, "x" * 100_000) is None
+    assert call(abs, -1) == 1
+
+
+def test_a_forked_child_starts_its_own() -> None:
+    """As the processes of a data loader do: two owners of one pipe would read one another's answers."""
+    worker = Worker()
+    own = worker.call(os.getpid)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if worker.call(os.getpid) != own else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert worker.call(os.getpid) == own
+    worker.close()
+
+
+def test_without_an_interpreter_the_work_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert Worker().call(os.getpid) == os.getpid()
+
+
+@pytest.mark.parametrize(("jobs", "wanted"), [(0, 1), (39, 1), (40, 1), (10**6, MOST)])
+def test_few_jobs_need_one_process(jobs: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)), raising=False)
+    assert processes_for(jobs, 40) == wanted
