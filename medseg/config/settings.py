@@ -1,0 +1,182 @@
+"""The settings: one frozen model for each component, torch-free, every value with its meaning, unit and range.
+
+No component sees another's settings. A file (`medseg.config.load`) holds only what differs from these defaults.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from medseg.config.frozen import Settings
+from medseg.config.networks import ModelConfig, UNetConfig
+from medseg.volume import Labels
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+
+def _as_list(value: object) -> object:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+Patterns = Annotated[tuple[Annotated[int, Field(ge=0)] | str, ...], BeforeValidator(_as_list)]
+
+
+class ChannelConfig(Settings):
+    """One input channel of a case (one sequence of a patient), and how to know its scan among the others."""
+
+    name: str = Field("image", description="what the channel is called in reports and in model.yaml")
+    modality: str | None = Field(None, description="DICOM modality, such as CT, MR or PT; any when absent")
+    description: str | None = Field(None, description="pattern (* and ?) for the series description or the file name")
+    referenced: bool = Field(False, description="take the series that the RTSTRUCT or DICOM SEG refers to")
+
+
+class DataConfig(Settings):
+    """Where the scans and their reference masks are, and how they are divided."""
+
+    scans: Paths = Field((), description="folders or files with scans; relative to the configuration file")
+    references: Paths = Field((), description="folders or files with reference masks; `scans` when absent")
+    select: tuple[ChannelConfig, ...] = Field(
+        (ChannelConfig(),), min_length=1, description="the channels of a case, in order; one of any kind by default"
+    )
+    resample_references: bool = Field(False, description="lay a reference on another grid onto the scan")
+    split: Path | None = Field(None, description="JSON file: lists `train` and `validation` of case or patient ids")
+    validation: float = Field(0.2, ge=0, lt=1, description="share of the patients held out when there is no split file")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_channel_is_a_list_of_one(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("select"), dict):
+            return {**data, "select": [data["select"]]}
+        return data
+
+
+class PrepareConfig(Settings):
+    """From a volume to normalised 2-D slices. What is `auto` or absent is measured on the training cases."""
+
+    plane: Plane | Literal["auto"] = Field(
+        "auto", description="plane of the slices; auto: the native one of most cases"
+    )
+    spacing_mm: tuple[float, float] | None = Field(
+        None, description="in-plane spacing (rows, columns) in mm; the training cases' median when absent"
+    )
+    normalise: Literal["auto", "window", "zscore", "percentile"] = Field(
+        "auto",
+        description="window: clip to `window_hu`, then z-score; zscore: inside the body; "
+        "percentile: clip to `percentiles` of the body, then z-score inside it; auto: window for CT, else percentile",
+    )
+    window_hu: tuple[float, float] | None = Field(
+        None, description="CT window (low, high) in HU; 0.5 and 99.5 percentile of the training foreground when absent"
+    )
+    percentiles: tuple[float, float] = Field((0.5, 99.5), description="clipping percentiles of the body's voxels")
+    context: int = Field(1, ge=0, le=10, description="neighbouring slices on each side that become channels")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PrepareConfig:
+        for low, high in filter(None, (self.window_hu, self.percentiles)):
+            if low >= high:
+                raise ValueError(f"the lower bound {low} is not below the upper bound {high}")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles {self.percentiles}, wanted two numbers from 0 to 100")
+        if self.spacing_mm and min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm {self.spacing_mm}, wanted two numbers above 0")
+        return self
+
+
+class AugmentConfig(Settings):
+    """Random changes to a training slice, by MONAI transforms; probabilities are per slice, 0 switches a change off."""
+
+    mirror: float = Field(0.0, ge=0, le=1, description="probability of a mirror image, for each in-plane axis")
+    affine: float = Field(0.3, ge=0, le=1, description="probability of rotation, scaling and shift together")
+    rotation_deg: float = Field(20, ge=0, le=180, description="largest rotation either way, degrees")
+    scaling: float = Field(0.2, ge=0, lt=1, description="largest relative change of size either way")
+    intensity: float = Field(0.3, ge=0, le=1, description="probability of each of: brightness, contrast (gamma), noise")
+    blur: float = Field(0.1, ge=0, le=1, description="probability of a Gaussian blur")
+    low_resolution: float = Field(0.1, ge=0, le=1, description="probability of a coarser resolution, enlarged again")
+
+
+class TrainConfig(Settings):
+    """The training loop."""
+
+    epochs: int = Field(40, ge=1, description="passes over the training slices")
+    steps_per_epoch: int | None = Field(None, ge=1, description="steps in an epoch; every slice once when absent")
+    batch_size: int = Field(12, ge=1, description="slices in a step")
+    patch: tuple[int, int] | None = Field(
+        None, description="rows and columns of a training slice, cut or padded; fitted to the cases when absent"
+    )
+    foreground: float | None = Field(
+        0.5, ge=0, le=1, description="share of a batch drawn from slices with foreground; as they come when absent"
+    )
+    loss: Literal["cross_entropy", "dice_cross_entropy", "dice", "bce", "dice_bce"] = Field(
+        "dice_cross_entropy", description="bce forms belong to a network with one output channel"
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.99")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="the first, or the highest after warming up")
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="for adamw and sgd; adam has none")
+    schedule: Literal["constant", "cosine", "polynomial"] = Field("cosine", description="of the learning rate, to zero")
+    clip_gradient: float | None = Field(1.0, gt=0, description="largest gradient norm")
+    average: float | None = Field(0.99, gt=0, lt=1, description="decay of the moving average of the weights")
+    validate_every: int = Field(1, ge=1, description="epochs between validations by whole volume")
+    patience: int | None = Field(None, ge=1, description="validations without a better Dice before the run stops early")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
+    deterministic: bool = Field(True, description="equal seeds give equal runs, on a CPU bit for bit")
+    tensorboard: bool = Field(False, description="also write TensorBoard events (extra: tensorboard)")
+
+
+class PredictConfig(Settings):
+    """From a model and a volume to a mask."""
+
+    batch_size: int = Field(8, ge=1, description="slices in a forward pass")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="as in training")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
+    mirror: bool = Field(False, description="average over mirror images: four times the work")
+
+
+def _label_table(value: object) -> object:
+    if isinstance(value, dict) and value.get("background") in (0, [0], (0,)):
+        return {name: source for name, source in value.items() if name != "background"}
+    return value
+
+
+class Config(Settings):
+    """A whole configuration: one field for each component."""
+
+    data: DataConfig = DataConfig()
+    labels: Annotated[dict[str, Patterns], BeforeValidator(_label_table)] = Field(
+        {"tumour": (1,)},
+        min_length=1,
+        description="name of each label -> its sources: numbers (NIfTI, DICOM SEG), names or patterns of structures",
+    )
+    ignore: Patterns = Field((), description="structures and numbers that are known and count as background")
+    prepare: PrepareConfig = PrepareConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = Field(
+        UNetConfig(widths=(16, 32, 64, 128, 256), norm="instance", activation="leaky_relu"),
+        description="the network; left out, a U-Net deeper than the document's and normalised; named, as in its paper",
+    )
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+
+    @model_validator(mode="after")
+    def _label_sources(self) -> Config:
+        seen: dict[int | str, str] = {}
+        for name, sources in self.labels.items():
+            if not name.strip() or not sources:
+                raise ValueError(f"label {name!r} needs a name and at least one source")
+            for source in sources:
+                if source == 0:
+                    raise ValueError(f"label {name!r} takes the number 0, which is background")
+                if source in seen:
+                    raise ValueError(f"labels {seen[source]!r} and {name!r} both take {source!r}")
+                seen[source] = name
+        return self
+
+    @property
+    def label_names(self) -> Labels:
+        """The labels, numbered 1, 2, ... in the order of the configuration."""
+        return Labels(dict(enumerate(self.labels, start=1)))
