@@ -1,0 +1,370 @@
+"""What a data set looks like in numbers: `measure_case` reads one case, `fingerprint` sums up many.
+
+One streaming pass, one case in memory at a time. Training chooses plane, spacing and intensity window from the
+fingerprint, and keeps it in `model.yaml`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.case import Case, Finding
+from medseg.config.settings import Config, Plane
+from medseg.errors import InputError, UsageError
+from medseg.grid import Grid
+from medseg.reference import open_reference
+from medseg.scan import Scan, read
+from medseg.volume import Mask, Volume
+
+Sample = NDArray[np.float32]
+
+SAMPLE = 20_000
+"""Voxels kept of each case, channel and region: every case weighs the same, and a thousand cases need 240 MB."""
+
+PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
+"""The outer two bound the window, the others describe."""
+
+THICK = 1.25
+"""An axis whose spacing exceeds the next one's by this factor is the stack axis of a NIfTI; below it (thin CT, 3-D MR)
+the spacing does not tell."""
+
+BODY_SHARE = 0.1
+"""Body: what lies above the low end of the intensity range by more than this share of it; air in MR is less."""
+
+_NORMAL: tuple[Plane, Plane, Plane] = ("sagittal", "coronal", "axial")  # of the world axes x, y, z
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMeasure:
+    """One channel of one case.
+
+    Attributes:
+        modality: as the scan or the configuration says; empty when unknown.
+        low: smallest value.
+        high: largest value.
+        body: sample of the voxels inside the body, in the scan's unit (CT: HU).
+        foreground: sample of the voxels under any label.
+        digest: hash of the voxels in RAS order, equal for equal images whatever their file format.
+    """
+
+    modality: str
+    low: float
+    high: float
+    body: Sample
+    foreground: Sample
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class CaseMeasure:
+    """One case in numbers.
+
+    Attributes:
+        id: case id.
+        shape: voxels along x, y, z (the axes nearest to them).
+        spacing_mm: along x, y, z.
+        plane: native plane, see `native_plane`.
+        voxel_ml: volume of a voxel.
+        channels: in order.
+        label_voxels: of each label, in the order of the configuration.
+    """
+
+    id: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    plane: Plane
+    voxel_ml: float
+    channels: tuple[ChannelMeasure, ...]
+    label_voxels: tuple[int, ...]
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ChannelFingerprint:
+    """One channel over all cases; every case weighs the same.
+
+    Attributes:
+        modality: of most cases; empty when unknown.
+        modalities: how many cases have which.
+        foreground_percentiles: 0.5 and 99.5 percentile of the voxels under any label.
+        foreground_mean: of the same voxels.
+        foreground_sd: of the same voxels.
+        foreground: percentile to value, `PERCENTILES`; without any foreground the body's values, as all of the above.
+        body: the same inside the body.
+    """
+
+    modality: str
+    modalities: Mapping[str, int]
+    foreground_percentiles: tuple[float, float]
+    foreground_mean: float
+    foreground_sd: float
+    foreground: Mapping[str, float]
+    body: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class LabelFingerprint:
+    """One label over all cases.
+
+    Attributes:
+        name: as in the configuration.
+        cases: how many have at least a voxel of it.
+        volume_ml: smallest, median and largest volume among those; zeros when there is none.
+        share: median share of the scan's voxels among those.
+    """
+
+    name: str
+    cases: int
+    volume_ml: tuple[float, float, float]
+    share: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the training cases look like: plain numbers.
+
+    Attributes:
+        cases: how many.
+        plane: native plane of most cases; axial when votes are equal.
+        planes: votes.
+        spacing_mm: median along x, y, z.
+        spacing_range_mm: smallest and largest along x, y, z.
+        shape: median number of voxels along x, y, z.
+        channels: intensities.
+        labels: sizes.
+    """
+
+    cases: int
+    plane: Plane
+    planes: Mapping[str, int]
+    spacing_mm: tuple[float, float, float]
+    spacing_range_mm: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+    shape: tuple[int, int, int]
+    channels: tuple[ChannelFingerprint, ...]
+    labels: tuple[LabelFingerprint, ...]
+
+    def in_plane_spacing_mm(self, codes: str) -> tuple[float, float]:
+        """Median spacing along the first two axes of cases in orientation `codes` (such as "PLS": rows run along y)."""
+        rows, columns = (self.spacing_mm[_axis_of(code)] for code in codes[:2])
+        return rows, columns
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain types for JSON and YAML."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _axis_of(code: str) -> int:
+    return next(axis for axis, letters in enumerate(("LR", "PA", "IS")) if code in letters)
+
+
+# ----------------------------------------------------------------------------------------------------------- one case
+
+
+def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding, ...]]:
+    """Read and measure one case.
+
+    Returns:
+        Its numbers, and what reading the reference noticed.
+
+    Raises:
+        InputError: a scan or the reference is unfit; DATA-VALUES for NaN or infinity in a scan.
+    """
+    first = read(case.scans[0])
+    reading = open_reference(case, first.grid, config)
+    channels = []
+    for number, scan in enumerate(case.scans):
+        volume = first if number == 0 else read(scan)
+        modality = volume.modality or scan.modality or config.data.select[number].modality or ""
+        channels.append(_measure_channel(volume, reading.mask, modality, case.id))
+    mask = reading.mask
+    order = mask.grid.order_to("RAS")
+    ordered = mask.grid.reordered(order)
+    counts = np.bincount(mask.labels.ravel(order="K"), minlength=len(config.labels) + 1)[1:]
+    measured = CaseMeasure(
+        id=case.id,
+        shape=ordered.shape,
+        spacing_mm=ordered.spacing,
+        plane=native_plane(case.scans[0], mask.grid),
+        voxel_ml=mask.grid.voxel_ml,
+        channels=tuple(channels),
+        label_voxels=tuple(counts.tolist()),
+    )
+    return measured, reading.findings
+
+
+def native_plane(scan: Scan, grid: Grid) -> Plane:
+    """Return the anatomical plane that a scan was acquired in.
+
+    DICOM: the plane across the stack of slices. NIfTI has forgotten its stack: across the axis of clearly the largest
+    spacing, axial when none is.
+    """
+    axis = 2
+    if scan.kind == "nifti":
+        ascending = np.argsort(grid.spacing)
+        if grid.spacing[ascending[2]] < THICK * grid.spacing[ascending[1]]:
+            return "axial"
+        axis = int(ascending[2])
+    return _NORMAL[_axis_of(grid.orientation[axis])]
+
+
+def _measure_channel(volume: Volume, mask: Mask, modality: str, case_id: str) -> ChannelMeasure:
+    voxels = volume.voxels[0]
+    low, high = _range(voxels, case_id)
+    values = _strided(voxels, SAMPLE * 5)  # a fifth of a field of view is body, at the least
+    body = values[values > _body_threshold(values, modality)]
+    thin = max(1, -(-len(body) // SAMPLE))
+    return ChannelMeasure(
+        modality=modality,
+        low=low,
+        high=high,
+        body=body[::thin].copy(),  # a view would keep all of `body` in memory, for every case
+        foreground=_under_labels(volume, mask),
+        digest=_digest(volume),
+    )
+
+
+def _range(voxels: NDArray[np.generic], case_id: str) -> tuple[float, float]:
+    """Return the smallest and the largest value.
+
+    Raises:
+        InputError: DATA-VALUES for NaN or infinity.
+    """
+    slices = range(voxels.shape[2])
+    low, high = (float(f([f(voxels[..., k]) for k in slices])) for f in (np.min, np.max))
+    if not math.isfinite(high - low):
+        raise InputError("DATA-VALUES", case_id, "the scan holds NaN or infinity", "Export it again.")
+    return low, high
+
+
+def _strided(voxels: NDArray[np.generic], wanted: int) -> Sample:
+    """Return about `wanted` values, evenly spread.
+
+    The stride shares no factor with the shape: it would meet the same columns again and others never.
+    """
+    step = max(1, voxels.size // wanted)
+    while any(math.gcd(step, n) > 1 for n in voxels.shape if n > 1) and step > 1:
+        step += 1
+    return np.asarray(voxels.flat[::step], dtype=np.float32)
+
+
+def _body_threshold(values: Sample, modality: str) -> float:
+    if modality == "CT":
+        return -500.0  # half-way between air (-1000 HU) and water (0 HU)
+    low, high = np.percentile(values, (0.5, 99.5))
+    return float(low + BODY_SHARE * (high - low)) if high > low else -math.inf
+
+
+def _under_labels(volume: Volume, mask: Mask) -> Sample:
+    """Return at most `SAMPLE` values under the mask's labels, evenly spread; the volume's grid may be another."""
+    step = max(1, -(-int(np.count_nonzero(mask.labels)) // SAMPLE))
+    found, passed = [], 0
+    for k in range(mask.grid.shape[2]):
+        inside = np.argwhere(mask.labels[..., k])
+        chosen = inside[(-passed) % step :: step]
+        passed += len(inside)
+        found.append(np.column_stack([chosen, np.full(len(chosen), k)]))
+    index = np.rint(volume.grid.to_index(mask.grid.to_world(np.concatenate(found)))).astype(np.int64)
+    index = index[((index >= 0) & (index < volume.grid.shape)).all(axis=1)]
+    return np.asarray(volume.voxels[0][tuple(index.T)], dtype=np.float32)
+
+
+def _digest(volume: Volume) -> str:
+    """Hash the values in RAS order as float32, slice by slice: the same image has the same hash in every format."""
+    order = volume.grid.order_to("RAS")
+    voxels = order.apply(volume.voxels[0])
+    state = hashlib.blake2b(repr(voxels.shape).encode(), digest_size=16)
+    for k in range(voxels.shape[2]):
+        state.update(np.ascontiguousarray(voxels[..., k], dtype="<f4").data)
+    return state.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------- many cases
+
+
+def fingerprint(measures: Sequence[CaseMeasure], config: Config) -> Fingerprint:
+    """Sum up the measures of some cases, in any order.
+
+    Raises:
+        UsageError: DATA-EMPTY without cases.
+    """
+    if not measures:
+        raise UsageError("DATA-EMPTY", "data", "no case is left", "Add cases under data.scans.")
+    votes = Counter(measure.plane for measure in measures)
+    spacing = np.array([measure.spacing_mm for measure in measures])
+    x, y, z = np.median(spacing, axis=0).tolist()
+    ranges = [(float(axis.min()), float(axis.max())) for axis in spacing.T]
+    i, j, k = (round(n) for n in np.median([measure.shape for measure in measures], axis=0).tolist())
+    return Fingerprint(
+        cases=len(measures),
+        plane=max(sorted(votes), key=lambda plane: votes[plane]),  # a < c < s: equal votes are axial's first
+        planes=dict(sorted(votes.items())),
+        spacing_mm=(x, y, z),
+        spacing_range_mm=(ranges[0], ranges[1], ranges[2]),
+        shape=(i, j, k),
+        channels=tuple(
+            _channel([measure.channels[number] for measure in measures]) for number in range(len(config.data.select))
+        ),
+        labels=tuple(_label(name, number, measures) for number, name in enumerate(config.labels)),
+    )
+
+
+def _channel(measures: Sequence[ChannelMeasure]) -> ChannelFingerprint:
+    modalities = Counter(measure.modality for measure in measures)
+    body = _pooled(measure.body for measure in measures)
+    foreground = _pooled(measure.foreground for measure in measures)
+    if not foreground.size:
+        foreground = body
+    return ChannelFingerprint(
+        modality=max(sorted(modalities), key=lambda name: modalities[name]),
+        modalities=dict(sorted(modalities.items())),
+        foreground_percentiles=(_percentiles(foreground)["0.5"], _percentiles(foreground)["99.5"]),
+        foreground_mean=float(foreground.mean(dtype=np.float64)) if foreground.size else 0.0,
+        foreground_sd=float(foreground.std(dtype=np.float64)) if foreground.size else 0.0,
+        foreground=_percentiles(foreground),
+        body=_percentiles(body),
+    )
+
+
+def _pooled(samples: Iterable[Sample]) -> Sample:
+    """Join the samples, each repeated or thinned to the same weight: a large tumour says no more than a small one.
+
+    In ascending order: sums of floats depend on the order, and the order of the cases must not matter.
+    """
+    evened = []
+    for sample in samples:
+        if sample.size:
+            evened.append(sample[np.linspace(0, sample.size - 1, SAMPLE // 10).astype(np.int64)])
+    return np.sort(np.concatenate(evened)) if evened else np.zeros(0, dtype=np.float32)
+
+
+def _percentiles(values: Sample) -> dict[str, float]:
+    found = np.percentile(values, PERCENTILES).tolist() if values.size else [0.0] * len(PERCENTILES)
+    return {f"{percent:g}": float(value) for percent, value in zip(PERCENTILES, found, strict=True)}
+
+
+def _label(name: str, number: int, measures: Sequence[CaseMeasure]) -> LabelFingerprint:
+    there = [measure for measure in measures if measure.label_voxels[number]]
+    if not there:
+        return LabelFingerprint(name, 0, (0.0, 0.0, 0.0), 0.0)
+    volumes = [measure.label_voxels[number] * measure.voxel_ml for measure in there]
+    shares = [measure.label_voxels[number] / measure.voxels for measure in there]
+    return LabelFingerprint(
+        name, len(there), (min(volumes), float(np.median(volumes)), max(volumes)), float(np.median(shares))
+    )
