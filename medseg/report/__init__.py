@@ -1,0 +1,214 @@
+"""Dice reports: `evaluate` scores folders of masks, `evaluate_pairs` anything else that can be read as masks."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from medseg.errors import MedsegError, UsageError
+from medseg.io.atomic import write_text
+from medseg.metrics import TOLERANCE_MM, CaseScores, LabelScores
+from medseg.report.compare import Difference, compare, differences_to_csv, differences_to_json
+from medseg.report.floor import Floor, location_floor
+from medseg.report.folders import Found, Source, find_pairs, read_labels
+from medseg.report.html import case_dice, render, render_comparison
+from medseg.report.pictures import Picture, draw
+from medseg.report.results import LabelReport, Refusal, Report, Summary, json_schema, summarise
+from medseg.report.scoring import Pair, Scored, numbers_found, score_pairs
+from medseg.report.strata import Columns, read_strata
+from medseg.report.tables import to_csv
+from medseg.report.viewer import LIMIT_MB, Embedded, embed
+from medseg.volume import Labels, Mask, Volume
+
+__all__ = [
+    "CaseScores",
+    "Difference",
+    "Floor",
+    "LabelReport",
+    "LabelScores",
+    "Pair",
+    "Refusal",
+    "Report",
+    "Summary",
+    "compare",
+    "evaluate",
+    "evaluate_pairs",
+    "json_schema",
+    "read_strata",
+    "write_comparison",
+]
+
+log = logging.getLogger(__name__)
+
+PICTURES = 100
+"""Cases with pictures by default, worst first: a report of about 5 MB, and no scan is read for the others."""
+
+Watch = Callable[[int, int], None]
+
+
+@dataclass
+class _Shown:
+    """What the page shows of the worst cases, gathered case by case.
+
+    Attributes:
+        pictures: how many cases get any.
+        room_mb: what is left for volumes; the first that does not fit ends them, so that the worst have them.
+    """
+
+    pictures: int
+    room_mb: float
+    drawn: dict[str, tuple[Picture, ...]] = field(default_factory=dict)
+    volumes: dict[str, Embedded] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def add(self, case: str, reference: Mask, mask: Mask | None, scan: Volume | None) -> None:
+        self.drawn[case] = draw(reference, mask, scan)
+        volume = embed(reference, mask, scan) if self.room_mb > 0 else None
+        if volume is not None:
+            self.room_mb -= len(volume.payload) / 1e6
+            if self.room_mb >= 0:
+                self.volumes[case] = volume
+
+
+def evaluate(
+    masks: Path,
+    references: Path | Mapping[str, Path],
+    output: Path,
+    *,
+    labels: Labels | None = None,
+    scans: Mapping[str, Source] | None = None,
+    groups: Mapping[str, str] | None = None,
+    strata: Columns | None = None,
+    tolerance_mm: float = TOLERANCE_MM,
+    pictures: int = PICTURES,
+    viewer_mb: float = LIMIT_MB,
+    watch: Watch | None = None,
+) -> Report:
+    """Score the NIfTI masks of a folder against references, and write `report.json`, `scores.csv` and `report.html`.
+
+    Masks and references pair by name (`medseg.report.folders.find_pairs`), are compared by geometry first, and are
+    refused where they do not lie in one place. A reference without a mask counts as Dice 0.
+
+    Args:
+        masks: folder of masks; its `cases.csv` and `labels.json` are read when there.
+        references: folder of reference masks, or case id to file.
+        output: folder for the three files.
+        labels: the numbers that masks may hold, and their names; by default those of `labels.json`, else every number
+            found in the references, named `label-<n>`.
+        scans: case id to scan, for the pictures; the sources in `cases.csv` by default.
+        groups: case id to patient; intervals draw patients. Every case is its own patient by default.
+        strata: columns by which the figures are given again (`medseg.report.strata.read_strata`).
+        tolerance_mm: of surface Dice.
+        pictures: how many cases get pictures, worst first.
+        viewer_mb: size of the volumes that the report's viewer scrolls through, worst cases first; 0 for none.
+        watch: called with (done, all) after each case.
+
+    Raises:
+        UsageError: USAGE-PATH, DATA-EMPTY or LABEL-* when there is nothing that could be scored.
+        RunError: RUN-WRITE.
+    """
+    found = find_pairs(masks, references, scans, groups)
+    names = labels or read_labels(masks) or numbers_found(found.pairs)
+    return _evaluate(found, output, names, tolerance_mm, strata or {}, _Shown(pictures, viewer_mb), watch)
+
+
+def evaluate_pairs(
+    pairs: Sequence[Pair],
+    output: Path,
+    labels: Labels,
+    *,
+    strata: Columns | None = None,
+    tolerance_mm: float = TOLERANCE_MM,
+    pictures: int = PICTURES,
+    viewer_mb: float = LIMIT_MB,
+    watch: Watch | None = None,
+) -> Report:
+    """Score pairs from any source (references read from RTSTRUCT, masks in memory), and write the three files.
+
+    Raises:
+        UsageError: DATA-EMPTY without pairs.
+        RunError: RUN-WRITE.
+    """
+    if not pairs:
+        raise UsageError("DATA-EMPTY", str(output), "no case to score")
+    return _evaluate(
+        Found(tuple(pairs), (), ()), output, labels, tolerance_mm, strata or {}, _Shown(pictures, viewer_mb), watch
+    )
+
+
+def write_comparison(differences: Sequence[Difference], folder: Path) -> None:
+    """Write `compare.html`, `compare.json` and `compare.csv`.
+
+    Args:
+        differences: what `compare` returned; at least one.
+        folder: for the three files.
+
+    Raises:
+        RunError: RUN-WRITE.
+    """
+    write_text(folder / "compare.html", render_comparison(differences))
+    write_text(folder / "compare.json", differences_to_json(differences))
+    write_text(folder / "compare.csv", differences_to_csv(differences))
+
+
+def _evaluate(
+    found: Found, output: Path, labels: Labels, tolerance_mm: float, strata: Columns, shown: _Shown, watch: Watch | None
+) -> Report:
+    scored = score_pairs(found.pairs, labels, tolerance_mm, watch)
+    report = summarise(
+        labels,
+        tolerance_mm,
+        [s.result for s in scored if isinstance(s.result, CaseScores)],
+        [s.result for s in scored if isinstance(s.result, Refusal)],
+        floors=_floors(scored, labels),
+        unscored=found.unscored,
+        unreferenced=found.unreferenced,
+        provenance=_provenance(),
+        strata=strata,
+    )
+    _draw_worst(report, {pair.case: pair for pair in found.pairs}, shown)
+    write_text(output / "report.json", report.to_json())
+    write_text(output / "scores.csv", to_csv(report))
+    write_text(output / "report.html", render(report, shown.drawn, shown.notes, shown.volumes))
+    return report
+
+
+def _floors(scored: Sequence[Scored], labels: Labels) -> dict[str, Floor]:
+    floors = {name: location_floor([s.curves.get(name) for s in scored]) for _, name in labels}
+    return {name: floor for name, floor in floors.items() if floor}
+
+
+def _draw_worst(report: Report, pairs: Mapping[str, Pair], shown: _Shown) -> None:
+    """Draw the worst cases; a picture that cannot be drawn leaves a note and never stops a report."""
+    worst = sorted(report.cases, key=lambda case: (not case.missing, 2.0 if (d := case_dice(case)) is None else d))
+    for case in worst[: shown.pictures]:
+        pair, scan = pairs[case.case], None
+        try:
+            scan = pair.scan() if pair.scan else None
+        except MedsegError as error:
+            shown.notes[case.case] = f"Without the scan: {error.problem}."
+        try:
+            shown.add(case.case, pair.reference(), pair.mask() if pair.mask else None, scan)
+        except MedsegError as error:
+            shown.notes[case.case] = f"No picture: {error.problem}."
+
+
+def _provenance() -> dict[str, str]:
+    packages = ("medseg", "numpy", "scipy", "nibabel")
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **{name: _version(name) for name in packages},
+        "Python": platform.python_version(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed as a package"
