@@ -1,0 +1,140 @@
+"""From a volume to a mask on the volume's own grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medseg.config.settings import PredictConfig
+from medseg.errors import InputError, RunError
+from medseg.models import Network
+from medseg.models.model_folder import Model
+from medseg.prepare import assemble, prepared_blocks, restore_block
+from medseg.slices import pad_to
+from medseg.volume import Mask, Volume
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device a setting asks for: `auto` is a GPU when there is one.
+
+    Raises:
+        RunError: RUN-DEVICE when a GPU is asked for and absent.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError(
+            "RUN-DEVICE", "device", "cuda is asked for, and there is no usable GPU", "Use device=auto or cpu."
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type of the network's arithmetic: `auto` is bf16 where the device computes in it.
+
+    A fact of the device, not a timing: the same command gives the same masks. Where a processor has the instructions, a
+    step took half the time in bf16; without them it is emulated and slower.
+
+    Args:
+        name: `auto`, `fp32` or `bf16`.
+        device: to compute on.
+    """
+    if name != "auto":
+        return torch.bfloat16 if name == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    able: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # an older torch does not tell: float32 then
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether memory ran out; on a CPU torch says so by a plain RuntimeError of its allocator."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+class Predictor:
+    """A model on its device, ready for many volumes.
+
+    Args:
+        model: as `load_model` gives it.
+        config: batch size, precision, device and mirroring.
+    """
+
+    def __init__(self, model: Model, config: PredictConfig | None = None) -> None:
+        self.model = model
+        self.config = config or model.description.predict
+        self.device = choose_device(self.config.device)
+        network = model.network.to(self.device)
+        self._network: Network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+        self.dtype = choose_precision(self.config.precision, self.device)
+        log.info("predicting on %s in %s", self.device, self.dtype)
+
+    def predict(self, volume: Volume) -> Mask:
+        """Segment one volume.
+
+        Args:
+            volume: channels in the order of `model.preparation.channels`.
+
+        Returns:
+            Label numbers on the volume's own grid. Memory beyond voxels and mask is that of one block of slices.
+
+        Raises:
+            InputError: MODEL-INPUT when the volume is of another modality than the model takes.
+            RunError: RUN-MEMORY when even one slice does not fit.
+        """
+        wanted = self.model.preparation.channels[0].modality
+        if wanted and volume.modality and volume.modality.upper() != wanted.upper():
+            problem = f"a {volume.modality} volume, the model takes {wanted}"
+            raise InputError("MODEL-INPUT", "", problem, "Give the scans that the model was trained for.")
+        return assemble(volume.grid, self.model.preparation, self._blocks(volume))
+
+    def _blocks(self, volume: Volume) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        for block in prepared_blocks(volume, self.model.preparation, block=self.config.batch_size):
+            yield block.start, restore_block(self.logits(block.images), volume.grid, self.model.preparation)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return float32 logits `(n, classes, h, w)` of slices `(n, c, h, w)`; smaller batches when memory is short."""
+        size = len(images)
+        while True:
+            try:
+                return torch.cat([self._forward(part) for part in torch.split(images, size)])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    problem = f"one slice of {tuple(images.shape[1:])} does not fit on {self.device}"
+                    raise RunError("RUN-MEMORY", "predict", problem, "Use device=cpu.") from error
+                size = (size + 1) // 2
+                log.warning("out of memory on %s: going on with %d slices at a time", self.device, size)
+
+    @torch.inference_mode()
+    def _forward(self, images: Tensor) -> Tensor:
+        padded, (rows, columns) = pad_to(images, self.model.description.patch)
+        x = padded.to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            if not self.config.mirror:
+                plain: Tensor = self._network(x)
+                return plain[..., rows, columns].float()
+            axes: list[list[int]] = [[], [-1], [-2], [-2, -1]]
+            mirrored = [self._network(x.flip(a) if a else x).float() for a in axes]
+        restored = [y.flip(a) if a else y for y, a in zip(mirrored, axes, strict=True)]
+        return torch.stack(restored).mean(0)[..., rows, columns]
+
+
+def predict(model: Model, volume: Volume, config: PredictConfig | None = None) -> Mask:
+    """Segment one volume with a model; for many, keep a `Predictor`.
+
+    Raises:
+        InputError: MODEL-INPUT for a volume of another modality.
+        RunError: RUN-DEVICE or RUN-MEMORY.
+    """
+    return Predictor(model, config).predict(volume)

@@ -1,0 +1,412 @@
+"""Many scans in one go: every case in the ledger, nothing twice, nothing half, whatever happens."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import logging
+import os
+import random
+import shutil
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medseg import batch as batch_module
+from medseg.batch import predict_folder
+from medseg.config import PredictConfig
+from medseg.errors import RunError, UsageError
+from medseg.io.atomic import PARTIAL_PREFIX
+from medseg.io.dicom_seg import read_dicom_seg
+from medseg.io.lock import exclusive
+from medseg.io.nifti import read_mask
+from medseg.io.rtstruct import read_rtstruct
+from medseg.ledger import NOT_SELECTED, Ledger, Row
+from medseg.models.model_folder import Model
+from medseg.prediction import Predictor, predict
+from medseg.prepare import Channel, Preparation
+from medseg.scan import find_scans, read
+from medseg.volume import Volume
+from tests.studies import (
+    GRID,
+    dicom_patient,
+    everything,
+    kill_after,
+    leaked,
+    nifti_case,
+    stored_labels,
+    threshold_model,
+    voxels,
+)
+
+FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    for number in range(4):
+        nifti_case(tmp_path, f"p{number}", number)
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def model() -> Model:
+    return threshold_model(400)
+
+
+def count_calls(model: Model) -> list[int]:
+    """Return a list that grows by one with each call of the network."""
+    calls: list[int] = []
+    model.network.register_forward_hook(lambda *args: calls.append(1))
+    return calls
+
+
+def statuses(ledger: Ledger) -> dict[str, str]:
+    return {row.case: f"{row.status} {row.code}".strip() for row in ledger}
+
+
+def no_half_files(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if path.name.startswith(PARTIAL_PREFIX)]
+
+
+def test_masks_are_those_of_predict_and_the_ledger_tells(scans: Path, tmp_path: Path, model: Model) -> None:
+    ledger = predict_folder([scans], model, tmp_path / "out")
+    assert statuses(ledger) == {f"p{number}": "done" for number in range(4)}
+    assert ledger.exit_code == 0
+    for number in range(4):
+        mask = read_mask(tmp_path / "out" / f"p{number}.nii.gz")
+        volume = read(find_scans(scans / f"p{number}.nii.gz")[0])
+        assert np.array_equal(mask.labels, predict(model, volume).labels)
+        assert np.array_equal(mask.labels, voxels(number)[1])
+        assert mask.grid.same_place(GRID, 1e-6)
+    with (tmp_path / "out" / "cases.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["case", "source", "status", "code", "message", "warnings", "output", "seconds"]
+    assert rows[1][:7] == ["p0", str(scans / "p0.nii.gz"), "done", "", "", rows[1][5], "p0.nii.gz"]
+    assert float(rows[1][7]) >= 0
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"1": "tumour"}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["totals"] == {"done": 4}
+    assert no_half_files(tmp_path / "out")
+
+
+def test_one_bad_scan_stops_no_other(scans: Path, tmp_path: Path, model: Model) -> None:
+    whole = (scans / "p1.nii.gz").read_bytes()
+    (scans / "p1.nii.gz").write_bytes(whole[: len(whole) // 2])  # header whole, voxels cut
+    (scans / "p2.nii.gz").write_bytes(b"")
+    ledger = predict_folder([scans], model, tmp_path / "out")
+    assert {case: status.split()[0] for case, status in statuses(ledger).items()} == {
+        "p0": "done",
+        "p1": "rejected",
+        "p2": "rejected",
+        "p3": "done",
+    }
+    assert all(row.code and row.message for row in ledger if row.status == "rejected")
+    assert ledger.exit_code == 3
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["p0.nii.gz", "p3.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ZeroDivisionError("secret detail"), "RUN-CRASH"), (MemoryError(), "RUN-MEMORY")]
+)
+def test_a_fault_inside_one_case_stops_no_other(
+    scans: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    original = Predictor.predict
+    bright = voxels(1)[0]
+
+    def faulty(self: Predictor, volume: Volume) -> Any:
+        if np.array_equal(volume.voxels[0], bright):
+            raise error
+        return original(self, volume)
+
+    monkeypatch.setattr(Predictor, "predict", faulty)
+    ledger = predict_folder([scans], model, tmp_path / "out")
+    assert statuses(ledger) == {"p0": "done", "p1": f"failed {code}", "p2": "done", "p3": "done"}
+    assert ledger.exit_code == 3
+    assert b"secret detail" not in everything(tmp_path / "out")
+    monkeypatch.undo()
+    assert statuses(predict_folder([scans], model, tmp_path / "out"))["p1"] == "done"
+
+
+def test_a_second_run_computes_nothing(scans: Path, tmp_path: Path, model: Model) -> None:
+    predict_folder([scans], model, tmp_path / "out")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
+    calls = count_calls(model)
+    ledger = predict_folder([scans], model, tmp_path / "out")
+    assert set(statuses(ledger).values()) == {"reused"}
+    assert not calls
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")} == before
+    assert ledger.exit_code == 0
+
+
+def test_masks_of_two_precisions_do_not_mix(
+    scans: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same folder, started again on a machine whose `auto` is another precision, is done anew."""
+    import torch
+
+    auto = PredictConfig(device="cpu")
+    for dtype, status in ((torch.float32, "done"), (torch.float32, "reused"), (torch.bfloat16, "done")):
+        monkeypatch.setattr("medseg.prediction.choose_precision", lambda *args, dtype=dtype: dtype)
+        assert set(statuses(predict_folder([scans], model, tmp_path / "out", config=auto)).values()) == {status}
+
+
+def _damage_mask(scans: Path, out: Path) -> None:
+    with (out / "p2.nii.gz").open("ab") as file:
+        file.write(b"x")
+
+
+def _remove_mask(scans: Path, out: Path) -> None:
+    (out / "p2.nii.gz").unlink()
+
+
+def _swap_mask(scans: Path, out: Path) -> None:
+    shutil.copy(out / "p1.nii.gz", out / "p2.nii.gz")
+
+
+def _change_scan(scans: Path, out: Path) -> None:
+    nifti_case(scans.parent, "p2", 77)
+
+
+@pytest.mark.parametrize("change", [_damage_mask, _remove_mask, _swap_mask, _change_scan])
+def test_what_changed_is_done_anew_and_nothing_else(scans: Path, tmp_path: Path, model: Model, change: Any) -> None:
+    predict_folder([scans], model, tmp_path / "out")
+    change(scans, tmp_path / "out")
+    ledger = predict_folder([scans], model, tmp_path / "out")
+    assert statuses(ledger) == {"p0": "reused", "p1": "reused", "p2": "done", "p3": "reused"}
+    wanted = voxels(77 if change is _change_scan else 2)[1]
+    assert np.array_equal(stored_labels(tmp_path / "out" / "p2.nii.gz"), wanted)
+
+
+def test_another_model_or_setting_does_all_anew(scans: Path, tmp_path: Path, model: Model) -> None:
+    out = tmp_path / "out"
+    predict_folder([scans], model, out)
+    mirrored = PredictConfig(precision="fp32", device="cpu", mirror=True)
+    assert set(statuses(predict_folder([scans], model, out, config=mirrored)).values()) == {"done"}
+    assert set(statuses(predict_folder([scans], model, out, config=mirrored)).values()) == {"reused"}
+    other = threshold_model(10_000)
+    assert set(statuses(predict_folder([scans], other, out, config=mirrored)).values()) == {"done"}
+    assert not stored_labels(out / "p0.nii.gz").any()
+    larger = PredictConfig(precision="fp32", device="cpu", mirror=True, batch_size=1)  # changes no mask
+    assert set(statuses(predict_folder([scans], other, out, config=larger)).values()) == {"reused"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"finished": 3}', '{"finished": {"p0": {"key": "x"}}}', "\0\xff"])
+def test_a_damaged_memory_is_forgotten(scans: Path, tmp_path: Path, model: Model, content: str) -> None:
+    out = tmp_path / "out"
+    predict_folder([scans], model, out)
+    (out / "run.json").write_text(content, encoding="latin-1")
+    assert set(statuses(predict_folder([scans], model, out)).values()) == {"done"}
+
+
+def test_two_at_once(scans: Path, tmp_path: Path, model: Model) -> None:
+    with exclusive(tmp_path / "out"), pytest.raises(RunError) as caught:
+        predict_folder([scans], model, tmp_path / "out")
+    assert caught.value.code == "RUN-BUSY"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".medseg-lock"]
+
+
+@FORK
+def test_killed_at_any_moment_it_goes_on_and_ends_as_an_unbroken_run(tmp_path: Path) -> None:
+    for number in range(8):
+        nifti_case(tmp_path, f"p{number}", number)
+    scans, model = tmp_path / "scans", threshold_model(400)
+    slow = Predictor._forward
+
+    def forward(self: Predictor, images: Any) -> Any:
+        time.sleep(0.02)
+        return slow(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, "_forward", forward)
+        start = time.perf_counter()
+        predict_folder([scans], model, tmp_path / "whole")
+        whole = time.perf_counter() - start
+        chance = random.Random(4)
+        killed = 0
+        for moment in range(4):
+            out = tmp_path / f"out{moment}"
+            share = 0.1 + 0.2 * moment + 0.2 * chance.random()
+            killed += kill_after(partial(predict_folder, [scans], model, out), share * whole)
+            remembered = json.loads((out / "run.json").read_text())["finished"] if (out / "run.json").exists() else {}
+            calls = count_calls(model)
+            ledger = predict_folder([scans], model, out)
+            assert {row.case for row in ledger if row.status == "reused"} == set(remembered)
+            assert {row.status for row in ledger} <= {"done", "reused"}
+            assert len(ledger) == 8
+            assert len(calls) == 8 - len(remembered)  # 5 slices: one batch for each case
+            for number in range(8):
+                name = f"p{number}.nii.gz"
+                assert np.array_equal(stored_labels(out / name), stored_labels(tmp_path / "whole" / name))
+            model = threshold_model(400)
+    assert killed >= 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("after", [0, 1, 8, 17])
+def test_a_disk_that_fills_up(
+    scans: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, number: int, after: int
+) -> None:
+    out, calls, flush = tmp_path / "out", [], os.fsync
+    predict_folder([scans], threshold_model(10_000), out)  # an earlier run, all empty masks
+
+    def failing(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > after:
+            raise OSError(number, os.strerror(number))
+        flush(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(RunError, match=os.strerror(number)) as caught:
+            predict_folder([scans], model, out)
+    assert caught.value.code == "RUN-WRITE"
+    assert no_half_files(out)
+    for case in range(4):  # every mask is the old one or the new one
+        found = stored_labels(out / f"p{case}.nii.gz")
+        assert not found.any() or np.array_equal(found, voxels(case)[1])
+    assert predict_folder([scans], model, out).exit_code == 0
+    assert np.array_equal(stored_labels(out / "p3.nii.gz"), voxels(3)[1])
+
+
+def test_an_output_folder_that_cannot_be(scans: Path, tmp_path: Path, model: Model) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "inner"):
+        with pytest.raises(RunError) as caught:
+            predict_folder([scans], model, place)
+        assert caught.value.code == "RUN-WRITE"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_masks_never_take_the_place_of_scans(scans: Path, tmp_path: Path, model: Model) -> None:
+    before = everything(scans)
+    for given in (scans, scans / "p0.nii.gz", scans / ".." / "scans"):
+        with pytest.raises(UsageError, match="holds the scans") as caught:
+            predict_folder([given], model, scans)
+        assert caught.value.code == "USAGE-PATH"
+    assert everything(scans) == before
+
+
+def test_masks_among_the_scans_are_no_scans(scans: Path, tmp_path: Path, model: Model) -> None:
+    for out in (scans / "masks", scans / "masks", scans / "deep" / "other", scans / "masks"):
+        ledger = predict_folder([scans], model, out)
+        assert [row.case for row in ledger if row.code != NOT_SELECTED] == ["p0", "p1", "p2", "p3"]
+        assert ledger.exit_code == 0
+
+
+def test_a_folder_above_the_scans_may_take_the_masks(tmp_path: Path, model: Model) -> None:
+    nifti_case(tmp_path, "p0", 0)
+    assert [row.case for row in predict_folder([tmp_path / "scans"], model, tmp_path)] == ["p0"]
+    assert [row.status for row in predict_folder([tmp_path / "scans"], model, tmp_path)] == ["reused"]
+
+
+def test_nothing_to_do(tmp_path: Path, model: Model) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "README.txt").write_text("nothing here")
+    ledger = predict_folder([tmp_path / "in"], model, tmp_path / "out")
+    assert ledger.exit_code == 1
+    assert (tmp_path / "out" / "cases.csv").is_file()
+    with pytest.raises(UsageError) as caught:
+        predict_folder([tmp_path / "nowhere"], model, tmp_path / "out2")
+    assert caught.value.code == "USAGE-PATH"
+
+
+def test_dicom_outputs_hold_the_same_mask(tmp_path: Path, model: Model) -> None:
+    dicom_patient(tmp_path / "in", 3, reference=False)
+    nifti_case(tmp_path / "n", "flat", 1)
+    out = tmp_path / "out"
+    ledger = predict_folder([tmp_path / "in", tmp_path / "n" / "scans"], model, out, formats=("dicom-seg", "rtstruct"))
+    outputs = {row.case: row.output.split("; ") for row in ledger}
+    name = next(case for case in outputs if case != "flat")
+    assert outputs["flat"] == ["flat.nii.gz"]
+    assert outputs[name] == [f"{name}.nii.gz", f"{name}.seg.dcm", f"{name}.rtstruct.dcm"]
+    mask = read_mask(out / f"{name}.nii.gz")
+    assert mask.labels.sum() == voxels(3)[1].sum()
+    segments = read_dicom_seg(out / f"{name}.seg.dcm", mask.grid)
+    structures = read_rtstruct(out / f"{name}.rtstruct.dcm", mask.grid, ["tumour"])
+    assert np.array_equal(segments["tumour"], mask.labels == 1)
+    assert np.array_equal(structures["tumour"], mask.labels == 1)
+    again = predict_folder([tmp_path / "in", tmp_path / "n" / "scans"], model, out, formats=("dicom-seg", "rtstruct"))
+    assert {row.status for row in again} == {"reused"}
+    (out / f"{name}.seg.dcm").unlink()
+    third = predict_folder([tmp_path / "in", tmp_path / "n" / "scans"], model, out, formats=("dicom-seg", "rtstruct"))
+    assert {row.case: row.status for row in third} == {name: "done", "flat": "reused"}
+
+
+def test_what_the_model_does_not_take_is_told_and_is_no_fault(tmp_path: Path) -> None:
+    dicom_patient(tmp_path / "in", 0, "MR", reference=False)
+    dicom_patient(tmp_path / "in", 1, "CT", reference=False)
+    plain = threshold_model(400)
+    select = Channel("image", "window", modality="MR", window=(-2000.0, 2000.0))
+    prepare = Preparation("axial", (1.0, 1.0), (select,), context=1)
+    model = Model(plain.network, plain.description, prepare)
+    ledger = predict_folder([tmp_path / "in"], model, tmp_path / "out")
+    assert sorted(f"{row.status} {row.code}".strip() for row in ledger) == ["done", "rejected NOT-SELECTED"]
+    assert ledger.exit_code == 0
+    assert ledger.counts() == {"done": 1, "not selected": 1}
+
+
+def test_a_file_that_cannot_be_read_is_in_the_ledger(scans: Path, tmp_path: Path, model: Model) -> None:
+    for site in ("a", "b"):
+        place = dicom_patient(tmp_path / site, 1, reference=False)
+        content = (place / "0001.dcm").read_bytes()
+        shutil.rmtree(place)
+        (scans / site).mkdir()
+        (scans / site / "IM1.dcm").write_bytes(content[:200])  # the preamble, and the beginning of nothing
+    ledger = predict_folder([scans], model, tmp_path / "out")
+    assert len([row for row in ledger if row.status == "rejected"]) == 2
+    assert ledger.exit_code == 3
+
+
+def test_nobody_can_be_known_from_the_output(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = (dicom_patient(tmp_path / "in", seed, reference=False) for seed in (1, 2))
+    (bad / "0003.dcm").unlink()  # a missing slice: rejected, with a message
+    told: list[str] = []
+    with caplog.at_level(logging.DEBUG, logger="medseg"):
+        ledger = predict_folder([tmp_path / "in"], model, tmp_path / "out", watch=lambda *args: told.append(str(args)))
+    assert sorted(row.status for row in ledger) == ["done", "rejected"]
+    assert good.exists()
+    streams = capfd.readouterr()
+    texts = "\n".join([caplog.text, *told, streams.out, streams.err, *map(str, ledger), repr(find_scans(tmp_path))])
+    assert leaked(everything(tmp_path / "out") + texts.encode()) == []
+
+
+def test_one_row_is_written_after_each_case(scans: Path, tmp_path: Path, model: Model) -> None:
+    seen = []
+
+    def watch(stage: str, done: int, total: int, note: str = "") -> None:
+        with (tmp_path / "out" / "cases.csv").open() as file:
+            seen.append(len(list(csv.DictReader(file))))
+
+    predict_folder([scans], model, tmp_path / "out", watch=watch)
+    assert seen == [1, 2, 3, 4]
+
+
+def test_a_case_is_remembered_before_it_is_told(
+    scans: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two leaves a finished case that is re-used; the other way round it would be done twice."""
+
+    def stop(self: Ledger, *rows: Row) -> None:
+        if rows:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "record", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder([scans], model, tmp_path / "out")
+    monkeypatch.undo()
+    assert statuses(predict_folder([scans], model, tmp_path / "out"))["p0"] == "reused"
+
+
+def test_models_are_told_apart_by_their_hash(model: Model) -> None:
+    other = replace(model, description=model.description.model_copy(update={"weights_sha256": "other"}))
+    assert model.hash != other.hash
+    assert batch_module.ENDINGS.keys() == {"nifti", "dicom-seg", "rtstruct"}
