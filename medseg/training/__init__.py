@@ -1,0 +1,5 @@
+"""Training: the run, the loop, the losses."""
+
+from medseg.training.run import TrainResult, train
+
+__all__ = ["TrainResult", "train"]

@@ -1,0 +1,66 @@
+"""The state of a training run on disk: tensors and plain types only, so that loading one runs no code.
+
+A checkpoint is torch's archive with its SHA-256 behind it (readers of archives pass over that): torch does not verify
+the checksums inside, and a flipped bit would train on unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.errors import RunError, first_line
+from medseg.io.atomic import atomic_path
+
+State = dict[str, Any]
+
+DIGEST = hashlib.sha256().digest_size
+
+
+def save_checkpoint(path: Path, state: State) -> None:
+    """Write a checkpoint; the previous one stays whole until the new one is on disk.
+
+    Raises:
+        RunError: RUN-WRITE.
+    """
+    with atomic_path(path) as partial:
+        torch.save(state, partial)
+        with partial.open("r+b") as file:
+            file.write(hashlib.file_digest(file, "sha256").digest())
+
+
+def load_checkpoint(path: Path) -> State:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        RunError: RUN-RESUME when it is damaged or not a checkpoint of medseg's.
+    """
+    try:
+        if not _is_whole(path):
+            raise _refused(path, "damaged, or no checkpoint: its hash does not match")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except RunError:
+        raise
+    except Exception as error:  # torch's unpickler raises whatever it meets, AssertionError too
+        raise _refused(path, f"unreadable: {first_line(error)}") from error
+    if not isinstance(state, dict) or state.get("format") != 1:
+        raise _refused(path, "not a checkpoint of this version")
+    return state
+
+
+def _is_whole(path: Path) -> bool:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        left = max(0, os.fstat(file.fileno()).st_size - DIGEST)
+        while left and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        return file.read() == digest.digest()
+
+
+def _refused(path: Path, problem: str) -> RunError:
+    return RunError("RUN-RESUME", str(path), problem, "Start another run with -o.")

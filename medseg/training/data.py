@@ -1,0 +1,143 @@
+"""Training batches and whole-volume validation, both from the store of prepared slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medseg.augment import Augment, fit_patch, random_state
+from medseg.config import AugmentConfig, Config, TrainConfig
+from medseg.errors import ConfigError
+from medseg.models import Network
+from medseg.slices import context_span, pad_to, with_context
+from medseg.store import Entry, SliceStore
+from medseg.training.loop import Batch
+from medseg.training.sampling import SliceId, epoch_batches
+
+LARGEST_PATCH = 320
+"""Longer sides of a training slice are cut: the cost of a step grows with the area, and a crop is augmentation too.
+Prediction always sees whole slices."""
+
+
+class TrainingSlices:
+    """Batches of augmented slices; batch `step` of `epoch` is the same whenever and wherever it is made.
+
+    Args:
+        store: prepared training cases.
+        config: batch size, patch (must be set), share of foreground.
+        augment: random changes.
+        context: neighbouring slices on each side.
+        seed: of the run.
+    """
+
+    def __init__(self, store: SliceStore, config: TrainConfig, augment: AugmentConfig, context: int, seed: int) -> None:
+        if config.patch is None:
+            raise ConfigError("CONFIG-VALUE", "train.patch", "is not set", "Fit it with `fitted_patch`.")
+        self._store = store
+        self._config = config
+        self._context = context
+        self._seed = seed
+        self._augment = Augment(augment)
+        self._patch = config.patch
+        self._slices = [SliceId(entry.case, index) for entry in store for index in range(entry.shape[0])]
+        self._foreground = [bool(flag) for entry in store for flag in entry.foreground]
+        self._drawn: tuple[int, list[list[SliceId]]] = (-1, [])
+
+    def _batches(self, epoch: int) -> list[list[SliceId]]:
+        if self._drawn[0] != epoch:
+            config = self._config
+            batches = epoch_batches(
+                self._slices,
+                self._foreground,
+                batch_size=config.batch_size,
+                share=config.foreground,
+                steps=config.steps_per_epoch,
+                seed=self._seed,
+                epoch=epoch,
+            )
+            self._drawn = (epoch, batches)
+        return self._drawn[1]
+
+    def steps(self, epoch: int) -> int:
+        """Count the batches of an epoch: the same in each."""
+        if self._config.steps_per_epoch is not None:
+            return self._config.steps_per_epoch
+        return -(-len(self._slices) // self._config.batch_size)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Return images `(b, c, h, w)` float32 and label numbers `(b, h, w)` int64."""
+        images, labels = [], []
+        for place, chosen in enumerate(self._batches(epoch)[step]):
+            image, numbers = self._store[chosen.case].slice(chosen.index, self._context)
+            key = (self._seed, epoch, step, place)
+            image, numbers = fit_patch(image, numbers, self._patch, random_state(*key, 0))
+            image, numbers = self._augment.slice(image, numbers, (*key, 1))
+            images.append(image)
+            labels.append(numbers)
+        return torch.stack(images), torch.stack(labels).long()
+
+
+def fitted_patch(entries: Sequence[Entry], stride: int) -> tuple[int, int]:
+    """Return the size of training slices: the cases' median, up to a multiple of the network's stride, bounded."""
+    rows, columns = np.median([entry.shape[2:] for entry in entries], axis=0)
+    largest = LARGEST_PATCH // stride * stride
+    sides = [min(largest, int(np.ceil(side / stride)) * stride) for side in (rows, columns)]
+    return sides[0], sides[1]
+
+
+class VolumeDice:
+    """Mean Dice of a network over whole validation volumes, on the working grid.
+
+    The rule for empty masks is the report's: a label absent from both is not scored; absent from one, it scores 0.
+    The final scores of a run are measured anew on each scan's own grid.
+
+    Args:
+        store: prepared validation cases.
+        config: labels, and slices in a forward pass.
+        context: neighbouring slices on each side.
+        device: of the network.
+        dtype: bfloat16 or float32 arithmetic.
+    """
+
+    def __init__(
+        self, store: SliceStore, config: Config, context: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._store = store
+        self._labels = [number for number, _ in config.label_names]
+        self._context = context
+        self._batch_size = config.predict.batch_size
+        self._patch = config.train.patch or (1, 1)
+        self._device = device
+        self._dtype = dtype
+
+    def __call__(self, network: Network) -> float:
+        """Return the mean over cases and labels, 0 to 1; 0 when nothing could be scored."""
+        scores = [score for entry in self._store for score in self._case(network, entry)]
+        return float(np.mean(scores)) if scores else 0.0
+
+    @torch.inference_mode()
+    def _case(self, network: Network, entry: Entry) -> list[float]:
+        both, total = np.zeros(len(self._labels)), np.zeros(len(self._labels))
+        images, masks, count = entry.images(), entry.masks(), entry.shape[0]
+        for start in range(0, count, self._batch_size):
+            stop = min(start + self._batch_size, count)
+            first, last = context_span(start, stop, count, self._context)
+            part = torch.from_numpy(images[first:last].astype(np.float32))
+            predicted = self._predicted(network, with_context(part, first, start, stop, self._context))
+            wanted = torch.from_numpy(np.array(masks[start:stop]))
+            for place, label in enumerate(self._labels):
+                one, other = predicted == label, wanted == label
+                both[place] += int((one & other).sum())
+                total[place] += int(one.sum()) + int(other.sum())
+        return [2 * b / t for b, t in zip(both, total, strict=True) if t > 0]
+
+    def _predicted(self, network: Network, images: Tensor) -> Tensor:
+        padded, (rows, columns) = pad_to(images, self._patch)
+        x = padded.to(self._device, memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            logits: Tensor = network(x)[..., rows, columns]
+        chosen = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.max(1).indices
+        return chosen.to(torch.uint8).cpu()

@@ -1,0 +1,327 @@
+"""The training loop, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medseg.config.settings import TrainConfig
+from medseg.errors import RunError, first_line
+from medseg.models import Network
+from medseg.prediction import is_out_of_memory
+from medseg.progress import Watch, silent
+from medseg.training.checkpoint import State, load_checkpoint, save_checkpoint
+from medseg.training.history import Epoch, write_history
+from medseg.training.losses import build_loss, supervised_loss
+
+log = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor]
+"""Images `(b, c, h, w)` float32 and label numbers `(b, h, w)` int64."""
+
+
+class Data(Protocol):
+    """Where batches come from: each a function of epoch and step alone."""
+
+    def steps(self, epoch: int) -> int:
+        """Count the batches of an epoch."""
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Make one batch, on the CPU."""
+
+
+class Validation(Protocol):
+    """How good a network is, by whole volume."""
+
+    def __call__(self, network: Network) -> float:
+        """Return the mean Dice over validation cases and labels, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training leaves behind.
+
+    Attributes:
+        weights: of the best epoch (of the last one without validation cases), averaged if the settings say so.
+        epochs: one row for each.
+        best_epoch: its number, from 1.
+        best_dice: its validation Dice; NaN without validation cases.
+    """
+
+    weights: dict[str, Tensor]
+    epochs: list[Epoch]
+    best_epoch: int
+    best_dice: float
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """Where and how a loop runs; none of it changes what is learned, but `dtype`.
+
+    Attributes:
+        folder: gets `checkpoints/last.pt` and `metrics.csv` after each epoch.
+        device: to train on.
+        dtype: bfloat16 for mixed precision, float32 otherwise.
+        resume: go on from `checkpoints/last.pt` when it is there.
+        watch: is told of each step.
+    """
+
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    resume: bool = False
+    watch: Watch = silent
+
+
+def fit(network: Network, data: Data, validate: Validation | None, config: TrainConfig, options: LoopOptions) -> Fitted:
+    """Train a network.
+
+    Args:
+        network: on the CPU, initialised.
+        data: the training batches.
+        validate: mean Dice of a network; None when no case is held out.
+        config: settings of the loop.
+        options: where and how.
+
+    Raises:
+        RunError: RUN-NAN when the loss is no number (the last checkpoint stays), RUN-MEMORY, RUN-WRITE, RUN-RESUME.
+    """
+    folder, device, watch = options.folder, options.device, options.watch
+    mixed = options.dtype == torch.bfloat16
+    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+    state = TrainingState(network, config, total_steps=sum(data.steps(epoch) for epoch in range(config.epochs)))
+    checkpoint = folder / "checkpoints" / "last.pt"
+    if options.resume and checkpoint.is_file():
+        state.restore(load_checkpoint(checkpoint))
+        log.info("resumed after epoch %d", state.epoch)
+    loss_of = build_loss(config.loss, network.out_channels)
+
+    while state.epoch < config.epochs and not state.out_of_patience:
+        started, epoch_loss = time.perf_counter(), torch.zeros((), device=device)
+        steps = data.steps(state.epoch)
+        network.train()
+        for step, (images, labels) in enumerate(_ahead(data, state.epoch, steps)):
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            state.set_learning_rate()
+            with _memory_explained(images, device):
+                with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+                    loss = supervised_loss(loss_of, network.training_logits(images), labels)
+                state.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if config.clip_gradient is not None:
+                    nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradient)
+                state.optimizer.step()
+            state.after_step()
+            epoch_loss += loss.detach()
+            watch(f"epoch {state.epoch + 1}/{config.epochs}", step + 1, steps)
+        mean_loss = float(epoch_loss) / steps
+        if not math.isfinite(mean_loss) or not state.is_finite:
+            problem = f"the loss became {mean_loss}" if not math.isfinite(mean_loss) else "the weights became NaN"
+            advice = "Start another run with -o and a lower train.learning_rate, or with train.precision=fp32."
+            raise RunError("RUN-NAN", f"epoch {state.epoch + 1}", problem, advice)
+        last = state.epoch + 1 == config.epochs
+        dice = math.nan
+        if validate is not None and (last or (state.epoch + 1) % config.validate_every == 0):
+            dice = validate(state.averaged)
+        state.close_epoch(mean_loss, dice, time.perf_counter() - started)
+        write_history(folder, state.history)  # first: what a kill between the two leaves too much is written anew
+        save_checkpoint(checkpoint, state.to_dict())
+        watch("train", state.epoch, config.epochs, state.history[-1].line(config.epochs))
+    return Fitted(state.best, state.history, state.best_epoch, state.best_dice)
+
+
+def _ahead(data: Data, epoch: int, steps: int) -> Iterator[Batch]:
+    """Make the next batch while the network works on this one (array work lets other threads run)."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(data.batch, epoch, 0)
+        for step in range(steps):
+            batch = coming.result()
+            if step + 1 < steps:
+                coming = pool.submit(data.batch, epoch, step + 1)
+            yield batch
+
+
+class _memory_explained:  # noqa: N801  a context manager, read as a verb
+    """Turn running out of memory into a message with the numbers and the setting that fits."""
+
+    def __init__(self, images: Tensor, device: torch.device) -> None:
+        self.images, self.device = images, device
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Explain."""
+        if is_out_of_memory(error):
+            b, c, h, w = self.images.shape
+            problem = f"a batch of {b} slices of {c} x {h} x {w} does not fit on {self.device}"
+            smaller = f"train.batch_size={b // 2}, or " if b > 1 else ""
+            advice = f"Start another run with -o and {smaller}a smaller train.patch."
+            raise RunError("RUN-MEMORY", "train", problem, advice) from error
+
+
+class TrainingState:
+    """All that changes while a network trains, and how it goes to a checkpoint and back."""
+
+    def __init__(self, network: Network, config: TrainConfig, total_steps: int) -> None:
+        self.network = network
+        self.config = config
+        self.total_steps = total_steps
+        self.optimizer = build_optimizer(network, config)
+        self.average = Average(network, config.average) if config.average is not None else None
+        self.epoch = 0
+        self.step = 0
+        self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = 0
+        self.best_dice = math.nan
+
+    @property
+    def averaged(self) -> Network:
+        """The network that is validated and kept, in evaluation mode."""
+        return (self.average.network if self.average else self.network).eval()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every weight is a number: the last step of an epoch can break them after its loss was fine."""
+        return all(bool(torch.isfinite(value).all()) for value in self.network.state_dict().values())
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        if self.config.patience is None or not self.best_epoch:
+            return False
+        later = [row for row in self.history[self.best_epoch :] if not math.isnan(row.dice)]
+        return len(later) >= self.config.patience
+
+    def set_learning_rate(self) -> None:
+        """Set the rate of the coming step."""
+        rate = learning_rate(self.config, self.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def after_step(self) -> None:
+        """Count a step and follow the weights."""
+        self.step += 1
+        if self.average:
+            self.average.update(self.network, self.step)
+
+    def close_epoch(self, loss: float, dice: float, seconds: float) -> None:
+        """Count an epoch and keep its weights when they are the best."""
+        self.epoch += 1
+        rate = self.optimizer.param_groups[0]["lr"]
+        better = math.isnan(dice) and math.isnan(self.best_dice)
+        better = better or (not math.isnan(dice) and (math.isnan(self.best_dice) or dice > self.best_dice))
+        if better:
+            self.best = {name: value.detach().cpu().clone() for name, value in self.averaged.state_dict().items()}
+            self.best_epoch, self.best_dice = self.epoch, dice
+        self.history.append(Epoch(self.epoch, loss, dice, rate, seconds, better))
+
+    def to_dict(self) -> State:
+        """Tensors and plain types."""
+        return {
+            "format": 1,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.network.state_dict() if self.average else None,
+            "epoch": self.epoch,
+            "step": self.step,
+            "history": [row.to_dict() for row in self.history],
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_dice": self.best_dice,
+            "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def restore(self, state: State) -> None:
+        """Take up a state.
+
+        Raises:
+            RunError: RUN-RESUME when it is of another network.
+        """
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average:
+                self.average.network.load_state_dict(state["average"])
+            self.history = [Epoch(**row) for row in state["history"]]
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.best, self.best_epoch, self.best_dice = state["best"], state["best_epoch"], state["best_dice"]
+            torch.set_rng_state(state["random"])
+            if len(state["random_gpu"]) == torch.cuda.device_count():  # other devices have no use for these states
+                torch.cuda.set_rng_state_all(state["random_gpu"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            problem = f"does not fit this run: {first_line(error)}"
+            raise RunError("RUN-RESUME", "checkpoint", problem, "Start another run with -o.") from error
+
+
+class Average:
+    """A moving average of a network's weights, which generalises better than the last step's (Polyak 1992)."""
+
+    def __init__(self, network: Network, decay: float) -> None:
+        import copy
+
+        self.decay = decay
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: Network, step: int) -> None:
+        """Move towards the network; faster in the first steps, when the average still holds the random start."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for mean, value in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+
+def build_optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of that name."""
+    weights = network.parameters()
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(weights, lr=config.learning_rate)
+        case "adamw":
+            return torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+        case "sgd":
+            options: dict[str, Any] = {"momentum": 0.99, "nesterov": True, "weight_decay": config.weight_decay}
+            return torch.optim.SGD(weights, lr=config.learning_rate, **options)
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Return the learning rate of a step.
+
+    The falling schedules rise linearly over the first twentieth of the steps: Adam's first estimates of the second
+    moment are poor, and a full step on them can throw a network far off.
+    """
+    if config.schedule == "constant":
+        return config.learning_rate
+    rise = max(1, total // 20)
+    if step < rise:
+        return config.learning_rate * (step + 1) / rise
+    left = 1 - (step - rise) / max(1, total - rise)
+    if config.schedule == "polynomial":
+        return float(config.learning_rate * left**0.9)  # Chen 2018's exponent, which nnU-Net also uses
+    return config.learning_rate * 0.5 * (1 - math.cos(math.pi * left))
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Fix the random numbers of this process and, if asked for, the order of its sums."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
