@@ -1,0 +1,1 @@
+"""Whole workflows on the public API: copy one and edit it."""
