@@ -73,10 +73,9 @@ class Augment:
     def slice(self, image: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Change one slice: image `(c, h, w)` float32, labels `(h, w)` uint8; equal keys, equal changes."""
         rng = random_state(*key)
-        for axis in (0, 1):
-            if rng.random_sample() < self.config.mirror:
-                flip = Flip(axis)
-                image, labels = flip(image), flip(labels[None])[0]
+        if rng.random_sample() < self.config.mirror:
+            flip = Flip(1)  # columns: left and right of axial and coronal slices
+            image, labels = flip(image), flip(labels[None])[0]
         if rng.random_sample() < self.config.affine:
             image, labels = self._move(image, labels, rng)
         for probability, make in self._intensity_changes():

@@ -242,7 +242,7 @@ def predict(
         batch_size: slices in a forward pass.
         device: where to compute.
         precision: arithmetic of the network.
-        mirror: average over mirror images: four times the work.
+        mirror: average with the left-right mirror image: twice the work.
     """
     given = _given(paths)
     from medseg.batch import predict_folder

@@ -121,13 +121,11 @@ class Predictor:
         padded, (rows, columns) = pad_to(images, self.model.description.patch)
         x = padded.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            if not self.config.mirror:
-                plain: Tensor = self._network(x)
-                return plain[..., rows, columns].float()
-            axes: list[list[int]] = [[], [-1], [-2], [-2, -1]]
-            mirrored = [self._network(x.flip(a) if a else x).float() for a in axes]
-        restored = [y.flip(a) if a else y for y, a in zip(mirrored, axes, strict=True)]
-        return torch.stack(restored).mean(0)[..., rows, columns]
+            logits: Tensor = self._network(x).float()
+            # Columns are left and right of axial and coronal slices; in sagittal ones training mirrors nothing.
+            if self.config.mirror and self.model.preparation.plane != "sagittal":
+                logits = (logits + self._network(x.flip(-1)).float().flip(-1)) / 2
+        return logits[..., rows, columns]
 
 
 def predict(model: Model, volume: Volume, config: PredictConfig | None = None) -> Mask:

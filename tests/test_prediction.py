@@ -147,14 +147,18 @@ def test_mirroring_changes_nothing_for_a_network_that_is_symmetric() -> None:
     assert np.array_equal(plain, volume.voxels[0] > 40)
 
 
-def test_mirroring_averages_over_the_four_mirror_images() -> None:
-    # A network that looks at the pixel above: mirrored up-down it looks at the one below, mirrored back. The mean of
-    # the four logits is the mean of both neighbours.
+def test_mirroring_averages_with_the_left_right_mirror_image() -> None:
+    # A network that looks at the pixel on the left: mirrored, it looks at the one on the right. The mean of the two
+    # logits is the mean of both neighbours. In sagittal slices nothing is mirrored.
     volume = random_volume(isotropic(PLANES["axial"], (8, 6, 2)))
     values = volume.voxels[0].astype(float)
-    above, below = shifted(values, (0, -1, 0)), shifted(values, (0, 1, 0))
-    found = predict(threshold_model(10.25, tap=(0, -1, 0)), volume, config(mirror=True)).labels
-    assert np.array_equal(found, (above + below) / 2 > 10.25)
+    left, right = shifted(values, (0, 0, -1)), shifted(values, (0, 0, 1))
+    found = predict(threshold_model(10.25, tap=(0, 0, -1)), volume, config(mirror=True)).labels
+    assert np.array_equal(found, (left + right) / 2 > 10.25)
+    volume = random_volume(isotropic(PLANES["sagittal"], (8, 6, 2)))
+    model = threshold_model(10.25, prepare=preparation("sagittal"), tap=(0, 0, -1))
+    found = predict(model, volume, config(mirror=True)).labels
+    assert np.array_equal(found, shifted(volume.voxels[0].astype(float), (0, 0, -1)) > 10.25)
 
 
 def test_bf16_is_close_to_fp32() -> None:

@@ -89,7 +89,7 @@ class PrepareConfig(Settings):
 class AugmentConfig(Settings):
     """Random changes to a training slice, by MONAI transforms; probabilities are per slice, 0 switches a change off."""
 
-    mirror: float = Field(0.0, ge=0, le=1, description="probability of a mirror image, for each in-plane axis")
+    mirror: float = Field(0.5, ge=0, le=1, description="probability of a left-right mirror image; sagittal: none")
     affine: float = Field(0.3, ge=0, le=1, description="probability of rotation, scaling and shift together")
     rotation_deg: float = Field(20, ge=0, le=180, description="largest rotation either way, degrees")
     scaling: float = Field(0.2, ge=0, lt=1, description="largest relative change of size either way")
@@ -133,7 +133,7 @@ class PredictConfig(Settings):
     batch_size: int = Field(8, ge=1, description="slices in a forward pass")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="as in training")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
-    mirror: bool = Field(False, description="average over mirror images: four times the work")
+    mirror: bool = Field(False, description="average with the left-right mirror image: twice the work")
 
 
 def _label_table(value: object) -> object:

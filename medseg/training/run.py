@@ -115,7 +115,10 @@ def train(config: Config, output: Path, *, resume: bool = False, watch: Watch = 
         config = _resolved(config, preparation, store, network, device)
         write_text(output / "config.yaml", dump(config))
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        data = TrainingSlices(store, config.train, config.augment, preparation.context, config.seed)
+        augment = config.augment
+        if preparation.plane == "sagittal":  # its columns run from front to back, which are not alike
+            augment = augment.model_copy(update={"mirror": 0.0})
+        data = TrainingSlices(store, config.train, augment, preparation.context, config.seed)
         validate = (
             None if held_out_store is None else VolumeDice(held_out_store, config, preparation.context, device, dtype)
         )
