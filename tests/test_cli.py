@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from rich.text import Text
 
-import medseg.cli
+import medseg.cli.data
 from medseg.cli import _run
 from medseg.config import load
 from medseg.ledger import read_rows
@@ -224,9 +224,9 @@ def test_findings_on_a_terminal_stand_under_headings(
     from medseg.case import Finding
 
     printed: list[str] = []
-    monkeypatch.setattr(type(medseg.cli.out), "is_terminal", property(lambda self: True))
-    monkeypatch.setattr(medseg.cli.out, "print", lambda text: printed.append(Text.from_markup(str(text)).plain))
-    medseg.cli._show_findings(
+    monkeypatch.setattr(type(medseg.cli.data.out), "is_terminal", property(lambda self: True))
+    monkeypatch.setattr(medseg.cli.data.out, "print", lambda text: printed.append(Text.from_markup(str(text)).plain))
+    medseg.cli.data.show_findings(
         [
             Finding("note", "MASK-EMPTY", "b", "empty"),
             Finding("error", "MASK-GRID", "z", "away"),
@@ -429,7 +429,7 @@ def test_libraries_and_odd_terminals_are_quiet() -> None:
         "warnings.warn('for programmers'); logging.getLogger('pydicom').warning('a bad value');"
         "logging.getLogger('nibabel.global').error('odd header');"
         "logging.getLogger('medseg.scan').warning('%s is odd', 'case-\\udcff\\u80bf');"
-        "cli.out.print(cli._plain('\\u80bf'))"
+        "from medseg.cli.terminal import out; out.print(cli.plain('\\u80bf'))"
     )
     poor = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=poor)

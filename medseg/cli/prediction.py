@@ -1,0 +1,47 @@
+"""`medseg predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from medseg.cli.terminal import Output, Positive, close_batch, given, screen
+
+Format = Literal["nifti", "dicom-seg", "rtstruct"]
+Formats = Annotated[tuple[Format, ...], Parameter(consume_multiple=True, show_default=False)]
+
+
+def predict(
+    *paths: Path,
+    model: Path,
+    output: Output,
+    format: Formats = ("nifti",),
+    batch_size: Positive | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    precision: Literal["auto", "fp32", "bf16"] | None = None,
+    mirror: Annotated[bool | None, Parameter(negative="--no-mirror")] = None,
+) -> int:
+    """Segment every scan below the paths; masks lie on each scan's own grid.
+
+    Args:
+        paths: folders or files.
+        model: model or run folder.
+        output: folder for masks and the ledger cases.csv.
+        format: NIfTI is always written; the DICOM forms too, for scans that were DICOM.
+        batch_size: slices in a forward pass.
+        device: where to compute.
+        precision: arithmetic of the network.
+        mirror: average with the left-right mirror image: twice the work.
+    """
+    scans = given(paths)
+    from medseg.batch import predict_folder
+    from medseg.models.model_folder import load_model
+
+    loaded = load_model(model)
+    asked = {"batch_size": batch_size, "device": device, "precision": precision, "mirror": mirror}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    settings = type(loaded.description.predict).model_validate(loaded.description.predict.model_dump() | changes)
+    ledger = predict_folder(scans, loaded, output, config=settings, formats=format, watch=screen)
+    return close_batch(ledger, output)

@@ -1,0 +1,158 @@
+"""`medseg evaluate` and `medseg compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from medseg.cli.terminal import DONE, OUTPUT_NAMES, SOME_REJECTED, Output, err, out, plain, screen, width
+from medseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from medseg.report import Report
+
+
+def evaluate(
+    *,
+    masks: Path,
+    references: Path,
+    output: Output,
+    labels: str | None = None,
+    groups: Path | None = None,
+    strata: Path | None = None,
+    by: str | None = None,
+    paper: bool = False,
+    fail_under: str | None = None,
+) -> int:
+    """Score masks against references: Dice, IoU, distances, volumes; report.json, scores.csv and report.html.
+
+    Args:
+        masks: folder of predicted masks.
+        references: folder of reference masks.
+        output: folder for the report.
+        labels: names of the labels in order, separated by commas; by default those of labels.json beside the masks.
+        groups: CSV file with the columns case and group: which cases are one patient's.
+        strata: CSV file with the column case and those of --by.
+        by: columns of --strata, separated by commas: each value gets its own means and intervals.
+        paper: also write tables (LaTeX, Markdown) and figures (PNG, SVG) to the report's folder paper.
+        fail_under: such as dice=0.8: exit code 3 when a label's mean is lower.
+    """
+    from medseg.report import evaluate as run
+    from medseg.volume import Labels
+
+    names = None
+    if labels:
+        names = Labels({number: name.strip() for number, name in enumerate(labels.split(","), start=1)})
+    metric, least = _threshold(fail_under) if fail_under else ("", 0.0)
+    patients = _read_groups(groups) if groups else None
+    columns = _read_strata(strata, by)
+    report = run(masks, references, output, labels=names, groups=patients, strata=columns, watch=_count_cases)
+    screen.close()
+    if paper:
+        from medseg.report.paper import write_paper
+
+        write_paper(report, output / "paper")
+    out.print(plain(report.summary()))
+    out.print(plain(f"report: {output / 'report.html'}"))
+    low = _below(report, metric, least) if metric else []
+    for sentence in low:
+        err.print(plain(sentence))
+    return DONE if report.complete and not low else SOME_REJECTED
+
+
+def compare(*paths: Path, metric: str = "dice", output: Annotated[Path | None, OUTPUT_NAMES] = None) -> int:
+    """Compare two or more reports on the same cases, with a test that holds its level for few cases.
+
+    Args:
+        paths: a report.json each, or the folders that hold them.
+        metric: what to compare, such as dice, surface_dice or hd95_mm.
+        output: folder for compare.html, compare.json and compare.csv.
+    """
+    from medseg.listing import hanging
+    from medseg.report import compare as run
+    from medseg.report import write_comparison
+
+    if len(paths) < 2:
+        raise UsageError("USAGE-PATH", "paths", f"{len(paths)} report is given, wanted two or more", "Name them.")
+    names = [str(path) if paths.count(path) == 1 else f"{path} ({n})" for n, path in enumerate(paths, start=1)]
+    differences = run({name: _read_report(path) for name, path in zip(names, paths, strict=True)}, metric)
+    for difference in differences:
+        for sentence in (difference.sentence(), *difference.notes()):
+            out.print(plain(hanging(sentence, width())))
+    if output is not None:
+        write_comparison(differences, output)
+        out.print(plain(f"comparison: {output / 'compare.html'}"))
+    return DONE
+
+
+def _count_cases(done: int, total: int) -> None:
+    screen("evaluate", done, total)
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    """Read `dice=0.8`.
+
+    Raises:
+        UsageError: USAGE-OPTION.
+    """
+    from medseg.metrics import METRICS
+
+    known = [metric.name for metric in METRICS if metric.better == "higher"]
+    name, _, number = text.partition("=")
+    try:
+        least = float(number)
+    except ValueError:
+        least = -1.0
+    if name not in known or not 0 <= least <= 1:
+        problem = f"{text!r}, wanted a metric and its smallest mean, such as dice=0.8"
+        raise UsageError("USAGE-OPTION", "--fail-under", problem, f"Metrics: {', '.join(known)}.")
+    return name, least
+
+
+def _below(report: Report, metric: str, least: float) -> list[str]:
+    """Say which labels' means lie below a bound; one without any score does."""
+    means = {result.label: result.summary(metric).mean for result in report.results}
+    shown = {label: "blank" if mean is None else f"{mean:.3f}" for label, mean in means.items()}
+    low = [label for label, mean in means.items() if mean is None or mean < least]
+    return [f"{label}: mean {metric} {shown[label]}, wanted {least:g} (--fail-under)" for label in low]
+
+
+def _read_groups(path: Path) -> dict[str, str]:
+    """Read case id to patient.
+
+    Raises:
+        UsageError: USAGE-PATH when the file is not such a table.
+    """
+    import csv
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return {row["case"]: row["group"] for row in csv.DictReader(file)}
+    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
+        problem = "not readable as a CSV file with the columns case and group"
+        raise UsageError("USAGE-PATH", str(path), problem, "Its first line is: case,group") from error
+
+
+def _read_strata(path: Path | None, columns: str | None) -> dict[str, dict[str, str]] | None:
+    from medseg.report import read_strata
+
+    if (path is None) != (columns is None):
+        advice = "Give a CSV file with --strata and its columns with --by."
+        raise UsageError("USAGE-OPTION", "--strata", "--strata and --by belong together", advice)
+    if path is None or columns is None:
+        return None
+    return read_strata(path, [column.strip() for column in columns.split(",")])
+
+
+def _read_report(path: Path) -> Report:
+    from medseg.report import Report
+
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        return Report.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        advice = "Give a report.json that medseg evaluate wrote, or its folder."
+        raise UsageError("USAGE-PATH", str(file), f"cannot be read: {reason}", advice) from error
+    except UsageError as error:
+        raise UsageError(error.code, str(file), error.problem, error.advice) from error
