@@ -19,6 +19,7 @@ CODES: dict[str, str] = {
     "MODEL-SHAPE": "the weights or the input do not fit the architecture",
     "MODEL-VALUES": "the weights hold NaN or infinity",
     "MODEL-INPUT": "the scan does not offer what the model takes",
+    "MODEL-DIFFERS": "models that are to work together differ in architecture, labels or preparation",
     "MODEL-LOSS": "the loss cannot learn with this number of output channels",
     # geometry and labels
     "GRID-AFFINE": "an affine is not finite or not invertible",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -73,8 +75,10 @@ class Predictor:
         self.model = model
         self.config = config or model.description.predict
         self.device = choose_device(self.config.device)
-        network = model.network.to(self.device)
-        self._network: Network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+        self._networks: list[Network] = [
+            network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+            for network in model.networks
+        ]
         self.dtype = choose_precision(self.config.precision, self.device)
         log.info("predicting on %s in %s", self.device, self.dtype)
 
@@ -120,12 +124,31 @@ class Predictor:
     def _forward(self, images: Tensor) -> Tensor:
         padded, (rows, columns) = pad_to(images, self.model.description.patch)
         x = padded.to(self.device, memory_format=torch.channels_last)
+        # Columns are left and right of axial and coronal slices; in sagittal ones training mirrors nothing.
+        mirror = self.config.mirror and self.model.preparation.plane != "sagittal"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits: Tensor = self._network(x).float()
-            # Columns are left and right of axial and coronal slices; in sagittal ones training mirrors nothing.
-            if self.config.mirror and self.model.preparation.plane != "sagittal":
-                logits = (logits + self._network(x.flip(-1)).float().flip(-1)) / 2
-        return logits[..., rows, columns]
+            outputs = [network(x).float() for network in self._networks]
+            if mirror:
+                outputs += [network(x.flip(-1)).float().flip(-1) for network in self._networks]
+        return mean_logits(outputs)[..., rows, columns]
+
+
+def mean_logits(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the logits of the mean of class probabilities, computed by their logarithms, which neither end rounds off.
+
+    Args:
+        outputs: logits `(n, classes, h, w)` float32 of several networks or views; one channel stands for a sigmoid.
+
+    Returns:
+        The same shape; of one output the output itself.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    binary = outputs[0].shape[1] == 1
+    # A sigmoid of x is the softmax of (0, x).
+    logarithms = [F.log_softmax(F.pad(x, (0, 0, 0, 0, 1, 0)) if binary else x, dim=1) for x in outputs]
+    mean = torch.logsumexp(torch.stack(logarithms), dim=0) - math.log(len(outputs))
+    return mean[:, 1:] - mean[:, :1] if binary else mean
 
 
 def predict(model: Model, volume: Volume, config: PredictConfig | None = None) -> Mask:

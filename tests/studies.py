@@ -165,9 +165,9 @@ def threshold_model(
         preparation=prepare.to_dict(),
         patch=patch,
         predict=PredictConfig(precision="fp32", device="cpu"),
-        weights_sha256=f"{above} {tap}",  # stands for the weights in the model's hash
+        weights={"weights.safetensors": f"{above} {tap}"},  # stands for the weights in the model's hash
     )
-    return Model(network.eval(), description, prepare)
+    return Model((network.eval(),), description, prepare)
 
 
 def random_volume(grid: Grid, seed: int = 0) -> Volume:

@@ -63,7 +63,7 @@ def model() -> Model:
 def count_calls(model: Model) -> list[int]:
     """Return a list that grows by one with each call of the network."""
     calls: list[int] = []
-    model.network.register_forward_hook(lambda *args: calls.append(1))
+    model.networks[0].register_forward_hook(lambda *args: calls.append(1))
     return calls
 
 
@@ -345,7 +345,7 @@ def test_what_the_model_does_not_take_is_told_and_is_no_fault(tmp_path: Path) ->
     plain = threshold_model(400)
     select = Channel("image", "window", modality="MR", window=(-2000.0, 2000.0))
     prepare = Preparation("axial", (1.0, 1.0), (select,), context=1)
-    model = Model(plain.network, plain.description, prepare)
+    model = Model(plain.networks, plain.description, prepare)
     ledger = predict_folder([tmp_path / "in"], model, tmp_path / "out")
     assert sorted(f"{row.status} {row.code}".strip() for row in ledger) == ["done", "rejected NOT-SELECTED"]
     assert ledger.exit_code == 0
@@ -407,6 +407,8 @@ def test_a_case_is_remembered_before_it_is_told(
 
 
 def test_models_are_told_apart_by_their_hash(model: Model) -> None:
-    other = replace(model, description=model.description.model_copy(update={"weights_sha256": "other"}))
+    other = replace(
+        model, description=model.description.model_copy(update={"weights": {"weights.safetensors": "other"}})
+    )
     assert model.hash != other.hash
     assert batch_module.ENDINGS.keys() == {"nifti", "dicom-seg", "rtstruct"}

@@ -23,7 +23,7 @@ from medseg.ledger import read_rows
 from tests import cases, phantoms
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = ("demo", "scan", "convert", "check", "plan", "train", "predict", "evaluate", "compare", "doctor")
+COMMANDS = ("demo", "scan", "convert", "check", "plan", "train", "join", "predict", "evaluate", "compare", "doctor")
 LIGHT = ("train.epochs=1", "train.batch_size=4", "model.widths=[4, 8]", "train.precision=fp32", "data.validation=0.3")
 
 
@@ -94,6 +94,8 @@ def test_version(run: Run) -> None:
         (("train", "."), "Is a directory"),
         (("convert", "."), "--output"),
         (("predict", ".", "--output", "o"), "--model"),
+        (("join", "one", "-o", "o"), "1 model is given, wanted two or more"),
+        (("join", "/no/such/model", "b", "-o", "o"), "/no/such/model: no such folder"),
         (("predict", "--model", "m", "-o", "o"), "no folder or file is given"),
         (("predict", ".", "--model", "/no/such/model", "-o", "o"), "/no/such/model: no such folder"),
         (("predict", ".", "--model", "m", "-o", "o", "--batch-size", "-1"), "Must be >= 1"),
@@ -308,6 +310,18 @@ def test_predict_then_evaluate_then_compare(run: Run, study: Path, tmp_path: Pat
     assert out.startswith("tumour: on 4 cases of 4 patients the mean Dice was ")
     assert {path.name for path in (tmp_path / "compared").iterdir()} == {"compare.html", "compare.json", "compare.csv"}
     assert run("compare", report)[0] == 2
+
+
+def test_joined_models_predict_as_one(run: Run, study: Path, tmp_path: Path) -> None:
+    joined = tmp_path / "joined"
+    assert run("join", study / "run", study / "run", "-o", joined)[:2] == (0, f"model: {joined}\n")
+    code, _, err = run("join", study / "run", study / "run", "-o", joined)
+    assert (code, "is there already" in err) == (2, True)
+    for model, masks in (study / "run", tmp_path / "one"), (joined, tmp_path / "two"):
+        assert run("predict", study / "images", "--model", model, "-o", masks, "--precision", "fp32")[0] == 0
+    names = [path.name for path in (tmp_path / "one").glob("*.nii.gz")]  # a model joined with itself is itself
+    assert len(names) == 4
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)
 
 
 def test_strata_and_paper(run: Run, study: Path, tmp_path: Path) -> None:

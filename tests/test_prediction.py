@@ -18,7 +18,7 @@ from medseg.errors import InputError, RunError
 from medseg.grid import Grid
 from medseg.models import Network, build
 from medseg.models.model_folder import Model
-from medseg.prediction import Predictor, choose_device, choose_precision, predict
+from medseg.prediction import Predictor, choose_device, choose_precision, mean_logits, predict
 from medseg.prepare import PLANES, Plane
 from medseg.volume import Volume
 from tests.strategies import AFFINES, ORIENTATIONS, affine
@@ -132,7 +132,7 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     torch.manual_seed(0)
     model = threshold_model(0)
     network = build(UNetConfig(widths=(4, 8), norm="instance"), 3, 2).eval()
-    model = Model(network, model.description, model.preparation)
+    model = Model((network,), model.description, model.preparation)
     volume = random_volume(isotropic("LPS", (13, 11, 7)))
     whole = predict(model, volume, config(batch_size=7)).labels
     assert np.array_equal(predict(model, volume, config(batch_size=batch_size)).labels, whole)
@@ -147,24 +147,91 @@ def test_mirroring_changes_nothing_for_a_network_that_is_symmetric() -> None:
     assert np.array_equal(plain, volume.voxels[0] > 40)
 
 
-def test_mirroring_averages_with_the_left_right_mirror_image() -> None:
+def gentle(model: Model, by: float = 0.005) -> Model:
+    """The same model with smaller logits: a sigmoid of 300 is 1, whatever another view says."""
+    with torch.no_grad():
+        for parameter in model.networks[0].final.parameters():  # type: ignore[union-attr]
+            parameter.mul_(by)
+    return model
+
+
+def chance(values: NDArray[Any], above: float, by: float = 0.005) -> NDArray[np.float64]:
+    """What a threshold model makes of values, made gentle: the sigmoid of (0, its logit)."""
+    return np.asarray(1 / (1 + np.exp(-by * (values - above))))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_mirroring_averages_with_the_left_right_mirror_image(binary: bool) -> None:
     # A network that looks at the pixel on the left: mirrored, it looks at the one on the right. The mean of the two
-    # logits is the mean of both neighbours. In sagittal slices nothing is mirrored.
+    # probabilities decides. In sagittal slices nothing is mirrored.
     volume = random_volume(isotropic(PLANES["axial"], (8, 6, 2)))
     values = volume.voxels[0].astype(float)
     left, right = shifted(values, (0, 0, -1)), shifted(values, (0, 0, 1))
-    found = predict(threshold_model(10.25, tap=(0, 0, -1)), volume, config(mirror=True)).labels
-    assert np.array_equal(found, (left + right) / 2 > 10.25)
+    model = gentle(threshold_model(10.25, tap=(0, 0, -1), binary=binary))
+    found = predict(model, volume, config(mirror=True)).labels
+    assert np.array_equal(found, (chance(left, 10.25) + chance(right, 10.25)) / 2 > 0.5)
     volume = random_volume(isotropic(PLANES["sagittal"], (8, 6, 2)))
-    model = threshold_model(10.25, prepare=preparation("sagittal"), tap=(0, 0, -1))
+    model = threshold_model(10.25, prepare=preparation("sagittal"), tap=(0, 0, -1), binary=binary)
     found = predict(model, volume, config(mirror=True)).labels
     assert np.array_equal(found, shifted(volume.voxels[0].astype(float), (0, 0, -1)) > 10.25)
+
+
+# ----------------------------------------------------------------------------------------------------------- ensembles
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_an_ensemble_averages_the_probabilities_of_its_networks(binary: bool, mirror: bool) -> None:
+    bounds, scales, taps = (-90.25, 10.25, 200.25), (0.002, 0.005, 0.01), (-1, 0, 1)
+    models = [
+        gentle(threshold_model(above, tap=(0, 0, tap), binary=binary), by)
+        for above, by, tap in zip(bounds, scales, taps, strict=True)
+    ]
+    ensemble = Model(tuple(model.networks[0] for model in models), models[0].description, models[0].preparation)
+    volume = random_volume(isotropic(PLANES["axial"], (8, 6, 2)))
+    values = volume.voxels[0].astype(float)
+    views = [
+        chance(shifted(values, (0, 0, way * tap)), above, by)
+        for above, by, tap in zip(bounds, scales, taps, strict=True)
+        for way in ((1, -1) if mirror else (1,))
+    ]
+    found = predict(ensemble, volume, config(mirror=mirror)).labels
+    assert np.array_equal(found, np.mean(views, axis=0) > 0.5)
+    assert 0.2 < found.mean() < 0.8
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    classes=st.integers(1, 4), count=st.integers(1, 4), scale=st.sampled_from([0.1, 3.0, 60.0]), seed=st.integers(0, 99)
+)
+def test_mean_logits_are_those_of_the_mean_probabilities(classes: int, count: int, scale: float, seed: int) -> None:
+    outputs = list(torch.randn(count, 2, classes, 3, 5, generator=torch.Generator().manual_seed(seed)) * scale)
+
+    def chances(logits: torch.Tensor) -> torch.Tensor:
+        return logits.double().sigmoid() if classes == 1 else logits.double().softmax(1)
+
+    found, wanted = chances(mean_logits(outputs)), torch.stack([chances(output) for output in outputs]).mean(0)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_mean_logits_of_very_sure_networks_stay_finite() -> None:
+    for sure in ([[[[200.0]]]], [[[[200.0]], [[-200.0]]]]):
+        found = mean_logits([torch.tensor(sure), -0.5 * torch.tensor(sure)])
+        assert bool(torch.isfinite(found).all())
+        doubt = found if found.shape[1] == 1 else found[:, :1] - found[:, 1:]
+        assert abs(float(doubt)) < 1e-5  # one says yes, the other says no, both without doubt
+
+
+def test_one_network_is_not_averaged_with_anything() -> None:
+    logits = torch.randn(1, 2, 3, 3)
+    assert mean_logits([logits]) is logits
 
 
 def test_bf16_is_close_to_fp32() -> None:
     torch.manual_seed(0)
     model = threshold_model(0)
-    model = Model(build(UNetConfig(widths=(4, 8), norm="instance"), 3, 2).eval(), model.description, model.preparation)
+    network = build(UNetConfig(widths=(4, 8), norm="instance"), 3, 2).eval()
+    model = Model((network,), model.description, model.preparation)
     volume = random_volume(isotropic("RAS", (32, 32, 3)))
     exact, short = (Predictor(model, config(precision=name)) for name in ("fp32", "bf16"))
     assert (exact.dtype, short.dtype) == (torch.float32, torch.bfloat16)
@@ -176,10 +243,10 @@ def test_bf16_is_close_to_fp32() -> None:
 
 def test_predicting_leaves_scan_and_network_as_they_were() -> None:
     model, volume = threshold_model(0), random_volume(GRID)
-    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    before = {name: value.clone() for name, value in model.networks[0].state_dict().items()}
     kept = volume.voxels.copy()
     predict(model, volume)
-    assert all(torch.equal(before[name], value) for name, value in model.network.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in model.networks[0].state_dict().items())
     assert np.array_equal(volume.voxels, kept)
 
 

@@ -29,7 +29,7 @@ from medseg.cli.terminal import (
     screen,
     told,
 )
-from medseg.cli.training import demo, train
+from medseg.cli.training import demo, join, train
 from medseg.errors import MedsegError, UsageError
 
 app = App(
@@ -41,7 +41,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # `_run` has something to say about it
 )
 
-COMMANDS = (demo, scan, convert, check, plan, train, predict, evaluate, compare, doctor)
+COMMANDS = (demo, scan, convert, check, plan, train, join, predict, evaluate, compare, doctor)
 for command in COMMANDS:
     app.command(command)
 

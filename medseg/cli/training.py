@@ -1,4 +1,4 @@
-"""`medseg train` and `medseg demo`."""
+"""`medseg train`, `medseg join` and `medseg demo`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,25 @@ def train(config: Path, /, *overrides: str, output: Output = Path("run"), resume
     screen.close()
     out.print(plain(result.summary()))
     return SOME_REJECTED if result.left_out else DONE
+
+
+def join(*models: Path, output: Output) -> int:
+    """Join models of one architecture and one preparation into an ensemble: predict takes it as any other model.
+
+    Args:
+        models: two or more model or run folders.
+        output: folder of the ensemble; its scores are for medseg evaluate to find.
+    """
+    from medseg.errors import UsageError
+    from medseg.models.model_folder import join_models, load_model
+
+    if len(models) < 2:
+        raise UsageError("USAGE-PATH", "MODELS", f"{len(models)} model is given, wanted two or more", "Name them.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError("USAGE-PATH", str(output), "is there already", "Choose a folder that is new or empty.")
+    join_models([load_model(model) for model in models], output)
+    out.print(plain(f"model: {output}"))
+    return DONE
 
 
 def demo(*, output: Output = Path("medseg-demo"), seed: Seed = 0) -> int:

@@ -1,4 +1,7 @@
-"""The model folder: `weights.safetensors` and `model.yaml`, all that prediction needs.
+"""The model folder: `model.yaml` and the weights that it names, all that prediction needs.
+
+    weights.safetensors                             of a model of one network
+    weights-1.safetensors, weights-2.safetensors    of an ensemble: networks of one architecture and one preparation
 
 Loading one never runs code from it: safetensors holds named arrays and nothing else; model.yaml is read by YAML's safe
 loader into the strict settings below.
@@ -9,17 +12,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -40,6 +44,12 @@ DESCRIPTION = "model.yaml"
 LARGEST_DESCRIPTION = 4_000_000
 """Bytes; a description is a few kB."""
 
+WEIGHTS_NAME = r"^weights(-[1-9][0-9]?)?\.safetensors$"
+"""A name, never a path: a description reads no file outside its folder."""
+
+KIND = ("network", "in_channels", "out_channels", "labels", "preparation", "patch")
+"""What networks must have in common to predict together."""
+
 
 class ModelDescription(Settings):
     """What model.yaml holds."""
@@ -59,20 +69,31 @@ class ModelDescription(Settings):
     )
     scores: dict[str, Any] = Field({}, description="of the validation cases")
     versions: dict[str, str] = Field({}, description="of the packages that trained it")
-    weights_sha256: str = Field("", description="hash of weights.safetensors")
+    weights: dict[Annotated[str, Field(pattern=WEIGHTS_NAME)], str] = Field(
+        {}, description="name -> SHA-256 of the weights of each network; several make an ensemble"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_hash_is_of_one_network(cls, data: object) -> object:
+        """Accept the older form of a model of one network."""
+        if isinstance(data, dict) and "weights_sha256" in data and "weights" not in data:
+            rest = {key: value for key, value in data.items() if key != "weights_sha256"}
+            return {**rest, "weights": {WEIGHTS: data["weights_sha256"]}}
+        return data
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network with everything it needs to predict.
+    """One network, or several that predict together, with everything they need for it.
 
     Attributes:
-        network: in evaluation mode, on the CPU, float32.
+        networks: of one architecture, in evaluation mode, on the CPU, float32; at least one.
         description: what model.yaml says.
         preparation: how a scan becomes slices.
     """
 
-    network: Network
+    networks: tuple[Network, ...]
     description: ModelDescription
     preparation: Preparation
 
@@ -88,23 +109,73 @@ class Model:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def save_model(folder: Path, description: ModelDescription, weights: Mapping[str, torch.Tensor]) -> None:
+def save_model(folder: Path, description: ModelDescription, *members: Mapping[str, torch.Tensor]) -> None:
     """Write a model folder; a reader sees the old one or the new one, never a mixture.
+
+    Args:
+        folder: made, or its model replaced.
+        description: of every member; hashes and versions are filled in.
+        members: the weights of each network: one, or several of an ensemble.
 
     Raises:
         RunError: RUN-WRITE.
     """
-    content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
-    digest = hashlib.sha256(content).hexdigest()
-    described = description.model_copy(update={"weights_sha256": digest, "versions": versions()})
     with _folder_beside(folder) as partial:
-        with atomic_path(partial / WEIGHTS) as path:
-            path.write_bytes(content)
+        hashes = {
+            name: _write_weights(partial / name, weights)
+            for name, weights in zip(_weights_names(len(members)), members, strict=True)
+        }
+        described = description.model_copy(update={"weights": hashes, "versions": versions()})
         write_text(
             partial / DESCRIPTION,
             yaml.safe_dump(described.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         )
         _swap(partial, folder)
+
+
+def _weights_names(count: int) -> list[str]:
+    return [WEIGHTS] if count == 1 else [f"weights-{number}.safetensors" for number in range(1, count + 1)]
+
+
+def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> str:
+    content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def join_models(models: Sequence[Model], folder: Path, **described: Any) -> None:  # noqa: ANN401  any of its fields
+    """Write the networks of several models as one ensemble.
+
+    Args:
+        models: whose networks, labels, preparations and patches are equal; the first one's settings of prediction hold.
+        folder: of the ensemble.
+        described: fields of its description, such as `scores`. By default it has no scores, since it was not measured,
+            and `trained_on` holds what each model was trained on.
+
+    Raises:
+        ModelError: MODEL-DIFFERS, with what differs.
+        RunError: RUN-WRITE.
+    """
+    first = models[0].description
+    for number, model in enumerate(models[1:], start=2):
+        if found := differences(first, model.description):
+            problem = f"model {number} differs from the first: {'; '.join(found)}"
+            raise ModelError("MODEL-DIFFERS", "join", problem, "Join models of one architecture and one preparation.")
+    told = {"trained_on": {"members": [model.description.trained_on for model in models]}, "scores": {}, **described}
+    members = [network.state_dict() for model in models for network in model.networks]
+    save_model(folder, first.model_copy(update=told), *members)
+
+
+def differences(one: ModelDescription, other: ModelDescription, fields: Sequence[str] = KIND) -> list[str]:
+    """Say in which fields two descriptions differ; nothing when their networks fit together."""
+    pairs = ((name, getattr(one, name), getattr(other, name)) for name in fields)
+    return [f"{name} {_short(b)}, not {_short(a)}" for name, a, b in pairs if a != b]
+
+
+def _short(value: object) -> str:
+    text = str(value.model_dump() if isinstance(value, Settings) else value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @contextmanager
@@ -126,9 +197,14 @@ def _swap(partial: Path, folder: Path) -> None:
         partial.rename(folder)
         return
     # A folder cannot be renamed over another in one step. Description and weights are checked against each other on
-    # loading, so a kill between the two lines is noticed, never used.
-    for name in (WEIGHTS, DESCRIPTION):
+    # loading, so a kill between the lines is noticed, never used.
+    names = {path.name for path in partial.iterdir()}
+    for name in sorted(names - {DESCRIPTION}):
         (partial / name).replace(folder / name)
+    (partial / DESCRIPTION).replace(folder / DESCRIPTION)
+    for path in list(folder.iterdir()):
+        if path.name not in names and re.match(WEIGHTS_NAME, path.name):
+            path.unlink()  # of the model that was replaced
 
 
 def load_model(path: Path) -> Model:
@@ -145,20 +221,32 @@ def load_model(path: Path) -> Model:
         raise UsageError("USAGE-PATH", str(path), "no such folder", advice)
     folder = path / "model" if (path / "model" / DESCRIPTION).is_file() else path
     description = _read_description(folder / DESCRIPTION)
-    weights = _read_weights(folder / WEIGHTS, description)
-    try:
+    with _usable(folder / DESCRIPTION):
         preparation = Preparation.from_dict(description.preparation)
-        with torch.device("meta"):  # no memory is taken for what a damaged description asks for
-            network = build(description.network, description.in_channels, description.out_channels)
         Labels(description.labels)
+    _check_agreement(description, preparation, folder / DESCRIPTION)
+    networks = tuple(_load_network(folder / name, digest, description) for name, digest in description.weights.items())
+    return Model(networks, description, preparation)
+
+
+def _load_network(path: Path, digest: str, description: ModelDescription) -> Network:
+    weights = _read_weights(path, digest)
+    with _usable(path.parent / DESCRIPTION), torch.device("meta"):
+        # meta: no memory is taken for what a damaged description asks for
+        network = build(description.network, description.in_channels, description.out_channels)
+    _fill(network, weights, path)
+    return network.eval()
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Refuse a description that nothing can be made of."""
+    try:
+        yield
     except ModelError:
         raise
     except (UsageError, TypeError, ValueError, KeyError) as error:
-        raise ModelError("MODEL-FORMAT", str(folder / DESCRIPTION), f"unusable: {first_line(error)}") from error
-    _check_agreement(description, preparation, folder / DESCRIPTION)
-    _fill(network, weights, folder / WEIGHTS)
-    network.eval()
-    return Model(network, description, preparation)
+        raise ModelError("MODEL-FORMAT", str(path), f"unusable: {first_line(error)}") from error
 
 
 def _read_description(path: Path) -> ModelDescription:
@@ -181,7 +269,7 @@ def _read_description(path: Path) -> ModelDescription:
         raise ModelError("MODEL-FORMAT", str(path), f"not readable YAML: {first_line(error)}") from error
 
 
-def _read_weights(path: Path, description: ModelDescription) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path, wanted: str) -> dict[str, torch.Tensor]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -189,10 +277,8 @@ def _read_weights(path: Path, description: ModelDescription) -> dict[str, torch.
             "MODEL-FORMAT", str(path), f"cannot be read: {error.strerror}", "Copy the whole folder."
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    if digest != description.weights_sha256:
-        problem = (
-            f"{len(content)} bytes with hash {digest[:12]}, model.yaml describes {description.weights_sha256[:12]}"
-        )
+    if digest != wanted:
+        problem = f"{len(content)} bytes with hash {digest[:12]}, model.yaml describes {wanted[:12]}"
         raise ModelError(
             "MODEL-HASH", str(path), problem, "The file is damaged or of another model; copy the folder again."
         )
@@ -203,7 +289,9 @@ def _read_weights(path: Path, description: ModelDescription) -> dict[str, torch.
 
 
 def _check_agreement(description: ModelDescription, preparation: Preparation, path: Path) -> None:
-    """Refuse a description whose parts contradict each other: channels in, and label numbers out."""
+    """Refuse a description whose parts contradict each other: weights, channels in, and label numbers out."""
+    if not description.weights:
+        raise ModelError("MODEL-FORMAT", str(path), "names no weights", "Copy the whole folder.")
     if description.in_channels != preparation.in_channels:
         problem = f"in_channels is {description.in_channels}, the preparation makes {preparation.in_channels}"
         raise ModelError("MODEL-FORMAT", str(path), problem)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from medseg.config.networks import BiSeNetConfig, DeepLabConfig, ModelConfig, SegNetConfig, UNetConfig
 from medseg.errors import MedsegError, ModelError, RunError, UsageError
 from medseg.models import build
-from medseg.models.model_folder import ModelDescription, load_model, save_model
+from medseg.models.model_folder import ModelDescription, join_models, load_model, save_model
 from medseg.prediction import predict
 from tests.studies import GRID, preparation, random_volume, threshold_model
 
@@ -72,7 +72,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def put_weights(folder: Path, content: bytes) -> None:
     """Replace the weights, and the hash that should have told."""
     (folder / "weights.safetensors").write_bytes(content)
-    edit(folder, weights_sha256=hashlib.sha256(content).hexdigest())
+    edit(folder, weights={"weights.safetensors": hashlib.sha256(content).hexdigest()})
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -99,11 +99,11 @@ def test_there_and_back_gives_equal_outputs(tmp_path: Path, config: ModelConfig)
     model = load_model(tmp_path / "model")
     image = torch.randn(2, 3, 37, 29)
     with torch.inference_mode():
-        assert torch.equal(model.network(image), network(image))
-    assert not model.network.training
+        assert torch.equal(model.networks[0](image), network(image))
+    assert not model.networks[0].training
     assert model.preparation == preparation()
     assert dict(model.labels) == {1: "tumour"}
-    assert {value.device.type for value in model.network.state_dict().values()} == {"cpu"}
+    assert {value.device.type for value in model.networks[0].state_dict().values()} == {"cpu"}
 
 
 def test_a_run_folder_stands_for_its_model(folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_run_folder_stands_for_its_model(folder: Path) -> None:
 
 
 def test_a_loaded_model_can_be_trained_on_and_moved(folder: Path) -> None:
-    network = load_model(folder).network
+    network = load_model(folder).networks[0]
     assert all(parameter.requires_grad for parameter in network.parameters())
     network.train()
     network.to(torch.float64)(torch.randn(1, 3, 16, 16, dtype=torch.float64)).sum().backward()
@@ -142,6 +142,121 @@ def test_the_hash_tells_models_apart(folder: Path) -> None:
 
 def test_weights_of_bfloat16_or_a_gpu_are_saved_as_plain_arrays(folder: Path) -> None:
     assert {value.dtype for value in weights(folder).values()} <= {torch.float32, torch.int64}
+
+
+def test_a_folder_of_the_older_form_loads(folder: Path) -> None:
+    content = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
+    content["weights_sha256"] = content.pop("weights")["weights.safetensors"]
+    hashed = load_model(folder).hash
+    (folder / "model.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    model = load_model(folder)
+    assert len(model.networks) == 1
+    assert model.hash == hashed
+    state = weights(folder)
+    state["final.bias"][1] += 1
+    (folder / "weights.safetensors").write_bytes(save(state))
+    refused(folder, "MODEL-HASH")
+
+
+# ----------------------------------------------------------------------------------------------------------- ensembles
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> list[Path]:
+    """Three models that differ in their weights only."""
+    for number in range(3):
+        torch.manual_seed(number)
+        told = described(NETWORKS[0], trained_on={"cases": number}, scores={"dice": 0.5})
+        save_model(tmp_path / f"m{number}", told, build(NETWORKS[0], 3, 2).state_dict())
+    return [tmp_path / f"m{number}" for number in range(3)]
+
+
+@pytest.fixture
+def ensemble(members: list[Path], tmp_path: Path) -> Path:
+    join_models([load_model(member) for member in members], tmp_path / "ensemble")
+    return tmp_path / "ensemble"
+
+
+def test_an_ensemble_holds_its_members(ensemble: Path, members: list[Path]) -> None:
+    names = ["model.yaml", *(f"weights-{number}.safetensors" for number in (1, 2, 3))]
+    assert sorted(path.name for path in ensemble.iterdir()) == names
+    model = load_model(ensemble)
+    for network, member in zip(model.networks, members, strict=True):
+        alone = load_model(member).networks[0].state_dict()
+        assert all(torch.equal(alone[name], value) for name, value in network.state_dict().items())
+        assert not network.training
+    assert model.description.trained_on == {"members": [{"cases": number} for number in range(3)]}
+    assert model.description.scores == {}
+    assert model.hash not in {load_model(member).hash for member in members}
+
+
+def test_ensembles_can_be_joined_too(ensemble: Path, members: list[Path], tmp_path: Path) -> None:
+    join_models([load_model(ensemble), load_model(members[0])], tmp_path / "more", scores={"dice": 0.9})
+    assert len(load_model(tmp_path / "more").networks) == 4
+    assert load_model(tmp_path / "more").description.scores == {"dice": 0.9}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": UNetConfig(widths=(4, 8), norm="instance")},
+        {"out_channels": 3, "labels": {1: "tumour", 2: "edema"}},
+        {"labels": {1: "lesion"}},
+        {"patch": (32, 32)},
+        {"preparation": preparation(spacing_mm=(1.0, 2.0)).to_dict()},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_models_of_another_kind_are_not_joined(members: list[Path], tmp_path: Path, change: dict[str, Any]) -> None:
+    told = described(**{"network": NETWORKS[0], **change})
+    save_model(tmp_path / "other", told, build(told.network, told.in_channels, told.out_channels).state_dict())
+    with pytest.raises(ModelError) as caught:
+        join_models([load_model(members[0]), load_model(tmp_path / "other")], tmp_path / "joined")
+    assert caught.value.code == "MODEL-DIFFERS"
+    assert f"model 2 differs from the first: {next(iter(change))}" in str(caught.value)
+    assert not (tmp_path / "joined").exists()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_every_member_is_checked(ensemble: Path, number: int) -> None:
+    path = ensemble / f"weights-{number}.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    assert path.name in refused(ensemble, "MODEL-HASH")
+    path.unlink()
+    assert path.name in refused(ensemble, "MODEL-FORMAT")
+    for change, code in ((_more_channels, "MODEL-SHAPE"), (_missing, "MODEL-SHAPE"), (_not_a_number, "MODEL-VALUES")):
+        path.write_bytes(whole)
+        state = load_file(path)
+        change(state)
+        path.write_bytes(save(state))
+        hashes = yaml.safe_load((ensemble / "model.yaml").read_text(encoding="utf-8"))["weights"]
+        edit(ensemble, weights={**hashes, path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+        assert path.name in refused(ensemble, code)
+
+
+def _not_a_number(state: dict[str, torch.Tensor]) -> None:
+    state["final.bias"][0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    "name", ["../weights.safetensors", "/etc/passwd", "weights-0.safetensors", "other.safetensors"]
+)
+def test_weights_lie_in_the_folder_under_their_own_names(folder: Path, name: str) -> None:
+    edit(folder, weights={name: "0" * 64})
+    refused(folder, "MODEL-FORMAT")
+    edit(folder, weights={})
+    assert "names no weights" in refused(folder, "MODEL-FORMAT")
+
+
+def test_an_ensemble_and_a_single_model_replace_each_other(ensemble: Path, members: list[Path]) -> None:
+    single = load_model(members[0])
+    save_model(ensemble, single.description, single.networks[0].state_dict())
+    assert sorted(path.name for path in ensemble.iterdir()) == ["model.yaml", "weights.safetensors"]
+    assert load_model(ensemble).hash == single.hash
+    join_models([load_model(member) for member in members], ensemble)
+    assert len(load_model(ensemble).networks) == 3
+    assert len(list(ensemble.iterdir())) == 4
 
 
 # -------------------------------------------------------------------------------------------------------------- damage
@@ -361,7 +476,7 @@ def test_descriptions_that_contradict_themselves(folder: Path, change: dict[str,
 
 def test_a_model_of_one_channel_has_one_label(tmp_path: Path) -> None:
     model = threshold_model(0, binary=True)
-    save_model(tmp_path / "model", model.description, model.network.state_dict())
+    save_model(tmp_path / "model", model.description, model.networks[0].state_dict())
     volume = random_volume(GRID)
     wanted = (volume.voxels[0] > 0).astype(np.uint8)
     assert np.array_equal(predict(load_model(tmp_path / "model"), volume).labels, wanted)
