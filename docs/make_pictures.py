@@ -19,7 +19,7 @@ from PIL import Image
 from medseg.grid import Grid
 from medseg.io.atomic import atomic_path
 from medseg.phantom import draw_patient, tumour_of
-from medseg.prepare import PLANES
+from medseg.preparation import PLANES
 from medseg.volume import Mask, Volume
 
 HERE = Path(__file__).parent / "pictures"

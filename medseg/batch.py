@@ -25,8 +25,8 @@ from medseg.ledger import NOT_SELECTED, Ledger, Row, Status, rejected_rows, scan
 from medseg.models.model_folder import Model, versions
 from medseg.outputs import claim, outside
 from medseg.prediction import Predictor
-from medseg.prepare import read_case
 from medseg.progress import Watch, silent
+from medseg.reading import read_case
 from medseg.scan import Inventory, take_inventory
 from medseg.volume import Mask
 

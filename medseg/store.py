@@ -31,7 +31,9 @@ from medseg.case import Case
 from medseg.errors import InputError
 from medseg.grid import Grid
 from medseg.io.atomic import atomic_path, write_text
-from medseg.prepare import Preparation, prepare_reference, prepared_blocks, read_case, working_grid
+from medseg.preparation import Preparation, working_grid
+from medseg.prepare import prepare_reference, prepared_blocks
+from medseg.reading import read_case
 from medseg.slices import context_span, with_context
 from medseg.volume import Mask, Volume
 

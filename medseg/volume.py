@@ -37,6 +37,12 @@ class Volume:
             problem = f"voxels {self.voxels.shape} on a grid of {self.grid.shape}, wanted (channels, i, j, k)"
             raise InputError("GRID-SHAPE", "", problem)
 
+    def cut(self, axis: int, start: int, stop: int) -> NDArray[np.generic]:
+        """Return a view of the voxels `(c, i, j, k)` with index `start` to `stop - 1` along `axis` (0: i)."""
+        part = [slice(None)] * 4
+        part[1 + axis] = slice(start, stop)
+        return self.voxels[tuple(part)]
+
 
 @dataclass(frozen=True, eq=False)
 class Mask:

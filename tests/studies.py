@@ -29,7 +29,7 @@ from medseg.io.nifti import write_mask, write_volume
 from medseg.io.rtstruct import write_rtstruct
 from medseg.models import build
 from medseg.models.model_folder import Model, ModelDescription
-from medseg.prepare import Channel, Plane, Preparation
+from medseg.preparation import Channel, Plane, Preparation
 from medseg.volume import Labels, Mask, Volume
 
 SHAPE = (20, 24, 5)

@@ -35,6 +35,8 @@ ROOMS = [
     ["statistics"],
     ["report"],
     ["phantom"],
+    ["preparation"],
+    ["reading", "intensity"],
     # torch and MONAI begin here
     ["slices"],
     ["prepare"],

@@ -30,7 +30,7 @@ from medseg.io.rtstruct import read_rtstruct
 from medseg.ledger import NOT_SELECTED, Ledger, Row
 from medseg.models.model_folder import Model
 from medseg.prediction import Predictor, predict
-from medseg.prepare import Channel, Preparation
+from medseg.preparation import Channel, Preparation
 from medseg.scan import find_scans, read
 from medseg.volume import Volume
 from tests.studies import (

@@ -19,7 +19,7 @@ from medseg.grid import Grid
 from medseg.models import Network, build
 from medseg.models.model_folder import Model
 from medseg.prediction import Predictor, choose_device, choose_precision, mean_logits, predict
-from medseg.prepare import PLANES, Plane
+from medseg.preparation import PLANES, Plane
 from medseg.volume import Volume
 from tests.strategies import AFFINES, ORIENTATIONS, affine
 from tests.studies import GRID, in_order, preparation, random_volume, threshold_model

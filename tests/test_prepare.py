@@ -21,24 +21,15 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from numpy.typing import NDArray
 
-from medseg import prepare
+from medseg import intensity, prepare, reading
+from medseg import preparation as preparation_module
 from medseg.config.settings import ChannelConfig, PrepareConfig
 from medseg.errors import ConfigError, InputError, MaskError, ModelError, RunError
 from medseg.grid import AxisOrder, Grid
-from medseg.prepare import (
-    Channel,
-    Preparation,
-    ScanReader,
-    assemble,
-    decide,
-    measure,
-    prepare_reference,
-    prepared_blocks,
-    read_case,
-    restore_block,
-    transforms,
-    working_grid,
-)
+from medseg.intensity import measure
+from medseg.preparation import Channel, Preparation, decide, working_grid
+from medseg.prepare import ScanReader, assemble, prepare_reference, prepared_blocks, restore_block, transforms
+from medseg.reading import read_case
 from medseg.scan import find_scans
 from medseg.volume import Mask, Volume
 
@@ -82,7 +73,7 @@ def one_channel(
 
 
 def native(grid: Grid, plane: str) -> Preparation:
-    ordered = grid.reordered(grid.order_to(prepare.PLANES[plane]))  # type: ignore[index]
+    ordered = grid.reordered(grid.order_to(preparation_module.PLANES[plane]))  # type: ignore[index]
     return one_channel(plane, ordered.spacing[:2])
 
 
@@ -150,7 +141,7 @@ def test_monai_and_the_grid_agree_on_where_the_slices_are(
     volume = stored(Volume(noise((1, *SHAPE)), make_grid()), order)
     preparation = one_channel(plane, (rows, columns))
     target = working_grid(volume.grid, preparation)
-    slab = prepare._slab(volume, preparation, start, start + count)
+    slab = prepare._slab(volume.cut, volume.grid, preparation, start, start + count)
     image = transforms(preparation, measure(volume, preparation), target.shape)(slab)
     assert isinstance(image, MetaTensor)
     expected = target.block(2, start, start + count)
@@ -214,9 +205,9 @@ def test_only_one_block_is_ever_converted(monkeypatch: pytest.MonkeyPatch) -> No
     seen = []
     cut = prepare._slab
 
-    def spy(volume: Volume, preparation: Preparation, first: int, last: int) -> MetaTensor:
+    def spy(source: prepare.Cut, grid: Grid, preparation: Preparation, first: int, last: int) -> MetaTensor:
         seen.append(last - first)
-        return cut(volume, preparation, first, last)
+        return cut(source, grid, preparation, first, last)
 
     monkeypatch.setattr(prepare, "_slab", spy)
     grid = Grid((4, 5, 50), np.eye(4))
@@ -318,7 +309,7 @@ def test_mr_units_do_not_matter(scale: float, offset: float, normalise: str) -> 
 def test_a_large_volume_is_measured_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     volume = Volume(noise((1, 60, 60, 100)), make_grid((60, 60, 100)))
     whole = measure(volume, one_channel())
-    monkeypatch.setattr(prepare, "SAMPLE", 20_000)
+    monkeypatch.setattr(intensity, "SAMPLE", 20_000)
     part = measure(volume, one_channel())
     # The mean of about 18,000 values with standard deviation 260 is known to 260 / sqrt(18000) = 2.
     assert part != whole
@@ -461,7 +452,7 @@ class Shown:
     plane: str = "coronal"
 
     def in_plane_spacing_mm(self, codes: str) -> tuple[float, float]:
-        assert codes in prepare.PLANES.values()
+        assert codes in preparation_module.PLANES.values()
         return (0.8, 0.9)
 
 
@@ -541,7 +532,7 @@ def test_a_folder_of_several_scans_is_not_one_scan(tmp_path: Path) -> None:
 def test_sequences_on_the_same_voxels_are_only_reordered(order: AxisOrder) -> None:
     first, second = noise(SHAPE, 1), noise(SHAPE, 2)
     grid = make_grid()
-    moved = prepare._on_grid(stored(Volume(second[None], grid), order), grid, "case")
+    moved = reading._on_grid(stored(Volume(second[None], grid), order), grid, "case")
     assert moved.dtype == np.int16
     assert np.array_equal(moved[0], second)
     assert not np.array_equal(moved[0], first)
@@ -551,7 +542,7 @@ def test_another_grid_is_resampled_as_simpleitk_does() -> None:
     moving = make_grid((20, 18, 9), (1.1, 1.2, 3.5), tilt_deg=-5)
     fixed = make_grid((24, 20, 8), (1.0, 1.1, 3.0), tilt_deg=9)
     voxels = noise((20, 18, 9))
-    ours = prepare._on_grid(Volume(voxels[None], moving), fixed, "case")[0]
+    ours = reading._on_grid(Volume(voxels[None], moving), fixed, "case")[0]
     theirs = SimpleITK.GetArrayFromImage(
         SimpleITK.Resample(
             _sitk(voxels, moving), _sitk(np.zeros(fixed.shape), fixed), SimpleITK.Transform(), SimpleITK.sitkLinear, -1
@@ -567,7 +558,7 @@ def test_resampling_holds_the_coordinates_of_a_slice_only() -> None:
     source, target = Grid((64, 64, 32), np.eye(4)), Grid((64, 64, 32), np.diag([0.9, 0.9, 0.9, 1.0]))
     voxels = np.zeros(source.shape, np.float32)
     tracemalloc.start()
-    prepare._resampled(voxels, source, target)
+    reading._resampled(voxels, source, target)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16 * voxels.size  # 4 bytes a voxel are the result; coordinates of all would be 24 and more

@@ -17,7 +17,9 @@ from medseg import store as store_module
 from medseg.case import Case
 from medseg.errors import InputError, RunError
 from medseg.grid import Grid
-from medseg.prepare import Channel, Preparation, prepare_reference, prepared_blocks, read_case
+from medseg.preparation import Channel, Preparation
+from medseg.prepare import prepare_reference, prepared_blocks
+from medseg.reading import read_case
 from medseg.scan import find_scans
 from medseg.store import SliceStore, build_store
 from medseg.volume import Mask

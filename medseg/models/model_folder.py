@@ -34,7 +34,7 @@ from medseg.config.settings import PredictConfig
 from medseg.errors import ModelError, RunError, UsageError, first_line
 from medseg.io.atomic import PARTIAL_PREFIX, atomic_path, write_text
 from medseg.models import Network, build
-from medseg.prepare import Preparation
+from medseg.preparation import Preparation
 from medseg.volume import Labels
 
 log = logging.getLogger(__name__)

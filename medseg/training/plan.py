@@ -11,7 +11,7 @@ from medseg.errors import ConfigError, InputError
 from medseg.fingerprint import Fingerprint, LabelFingerprint, fingerprint
 from medseg.models import build
 from medseg.models.network import Cost, describe
-from medseg.prepare import Channel, Preparation, decide, working_grid
+from medseg.preparation import Channel, Preparation, decide, working_grid
 from medseg.progress import Watch, silent
 from medseg.store import Entry
 from medseg.training.data import fitted_patch

@@ -23,8 +23,9 @@ from medseg.io.nifti import write_mask
 from medseg.models import Network, build
 from medseg.models.model_folder import Model, ModelDescription, load_model, save_model
 from medseg.prediction import Predictor, choose_device, choose_precision
-from medseg.prepare import Preparation, decide, read_case
+from medseg.preparation import Preparation, decide
 from medseg.progress import Watch, silent
+from medseg.reading import read_case
 from medseg.reference import describe_all, read_reference
 from medseg.report import Report, evaluate
 from medseg.store import SliceStore, build_store
