@@ -16,7 +16,7 @@ PARTIAL_PREFIX = ".medseg-part-"
 
 
 @contextmanager
-def atomic_path(path: Path, suffix: str | None = None) -> Iterator[Path]:
+def atomic_path(path: Path, suffix: str | None = None, private: bool = False) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on leaving, flush it to disk and rename it to `path`.
 
     The caller writes the temporary file, and may open and verify it, inside the block. When the block raises, the
@@ -25,6 +25,7 @@ def atomic_path(path: Path, suffix: str | None = None) -> Iterator[Path]:
     Args:
         path: the final name; its folder is made when absent.
         suffix: ending of the temporary name, when the writer goes by it; the ending of `path` by default.
+        private: nobody but the user may read the file.
 
     Raises:
         RunError: RUN-WRITE when the file system refuses (full, read-only, not a folder), with its reason.
@@ -40,7 +41,8 @@ def atomic_path(path: Path, suffix: str | None = None) -> Iterator[Path]:
     try:
         yield partial
         _flush(partial)
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes it private to the user; an ordinary file follows the umask
+        if not private:  # as mkstemp makes it; an ordinary file follows the umask
+            partial.chmod(0o666 & ~_umask())
         partial.replace(path)
         _flush(path.parent)
     except OSError as error:

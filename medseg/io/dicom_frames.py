@@ -8,7 +8,17 @@ from pathlib import Path
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
-from medseg.io.dicom_values import ascii_text, decimals, element_of, items, lookup, numbers, scalar, stored_bytes
+from medseg.io.dicom_values import (
+    ascii_text,
+    decimals,
+    element_of,
+    items,
+    lookup,
+    numbers,
+    scalar,
+    stand_in,
+    stored_bytes,
+)
 
 Vector = tuple[float, float, float]
 Marks = tuple[tuple[str, str], ...]
@@ -29,6 +39,9 @@ MARK_TAGS = {
 }
 """What may tell volumes apart that share a series; the private tags are Siemens' and GE's b-values and directions."""
 
+_POINTS_IN_TIME = (MARK_TAGS["acquisition time"], MARK_TAGS["content time"])
+"""Dates and times tell something of a patient: only whether two are equal is kept."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -45,7 +58,7 @@ class Frame:
         has_rescale: whether the header states them.
         decimals: decimal places of the stored position and orientation.
         image_type: ImageType, upper case.
-        marks: (name, value) of what may tell volumes of one series apart.
+        marks: (name, value) of what may tell volumes of one series apart, where there is a value.
     """
 
     path: Path
@@ -104,13 +117,17 @@ def frame_of(path: Path, number: int, sources: list[Dataset]) -> Frame:
         has_rescale=bool(slope or intercept),
         decimals=(decimals(position), decimals(orientation)),
         image_type=tuple(part.strip().upper() for part in ascii_text(frame_type).split("\\")),
-        marks=tuple((name, _mark(sources, tags)) for name, tags in marks.items()),
+        marks=tuple((name, value) for name, tags in marks.items() if (value := _mark(sources, tags))),
     )
 
 
 def _mark(sources: list[Dataset], tags: tuple[int, ...]) -> str:
-    """One value, as comparable text; binary values by their bytes."""
-    return "/".join(_plain(element_of(sources, tag)) for tag in tags)
+    """One value, as comparable text; binary values by their bytes; points in time by what stands for them."""
+    parts = [_plain(element_of(sources, tag)) for tag in tags]
+    if not any(parts):
+        return ""
+    value = "/".join(parts)
+    return stand_in(value.encode(), ascii_text(lookup(sources, 0x0020000E))) if tags in _POINTS_IN_TIME else value
 
 
 def _plain(element: RawDataElement | DataElement | None) -> str:

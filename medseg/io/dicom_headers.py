@@ -20,7 +20,7 @@ from medseg.errors import DicomError
 from medseg.io.dicom_extent import LOSSY, PixelElement, check_extent
 from medseg.io.dicom_frames import MARK_TAGS, Frame, frame_of, macros_of
 from medseg.io.dicom_open import PARSE_ERRORS, inflated, looks_like_dicom, open_regular, quiet, size_of
-from medseg.io.dicom_values import bytes_of, decoded, image_type, integer, items, text
+from medseg.io.dicom_values import bytes_of, decoded, image_type, integer, items, stand_in, text
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -63,7 +63,8 @@ class Header:
     Attributes:
         path: the file.
         kind: `image`, a reference object, another `object`, or `damaged` (no series can be read from it).
-        patient: hash of patient id and name, to tell patients apart; never the values.
+        image: stands for SOPInstanceUID among the files of its series, "" when absent.
+        patient: stands for patient id and name among the files of its series, to tell patients apart.
         group: hash of the patient id alone, "" when absent.
         pixels: where and how the pixels are stored; None when there are none.
         frames: the images in it, in stored order.
@@ -76,7 +77,7 @@ class Header:
     path: Path
     kind: Literal["image", "rtstruct", "dicom-seg", "object", "damaged"] = "damaged"
     sop_class: str = ""
-    sop_uid: str = field(default="", repr=False)
+    image: str = field(default="", repr=False)
     modality: str = ""
     series_uid: str = field(default="", repr=False)
     study_uid: str = field(default="", repr=False)
@@ -165,17 +166,17 @@ class _Stop:
 
 def _describe(path: Path, dataset: FileDataset, stop: _Stop) -> Header:
     """Make the header of any object; images get their frames."""
-    sop_class = text(dataset, 0x00080016)
+    sop_class, series_uid = text(dataset, 0x00080016), text(dataset, 0x0020000E)
     header = Header(
         path,
         kind=_kind(sop_class, dataset),
         sop_class=sop_class,
-        sop_uid=text(dataset, 0x00080018),
+        image=stand_in(bytes_of(dataset, 0x00080018), series_uid),
         modality=text(dataset, 0x00080060)[:16],
-        series_uid=text(dataset, 0x0020000E),
+        series_uid=series_uid,
         study_uid=text(dataset, 0x0020000D),
         frame_uid=text(dataset, 0x00200052),
-        patient=_hash(_normal_name(dataset)),
+        patient=stand_in(_normal_name(dataset), series_uid),
         group=_hash(bytes_of(dataset, 0x00100020).strip(b" \0")),
         description=decoded(dataset, 0x0008103E),
         series_number=integer(dataset, 0x00200011),

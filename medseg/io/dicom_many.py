@@ -41,13 +41,14 @@ def read_headers(files: Sequence[Found]) -> list[Header | None]:
 
 
 def _indexed(root: Path, files: Sequence[Found]) -> dict[Path, Header | None]:
-    index = HeaderIndex.load(root)
-    new = [found.path for found in files if not index.knows(found)]
-    log.debug("%d of %d headers come from the index", len(files) - len(new), len(files))
-    fresh = dict(zip(new, _read(new), strict=True))
-    headers = {found.path: fresh[found.path] if found.path in fresh else index.header(found) for found in files}
-    if fresh or len(index) != len(files):
-        index.save(files, headers)
+    index = HeaderIndex(root, files)
+    first = index.to_read()
+    fresh = dict(zip(first, _read(first), strict=True))
+    headers = fresh | index.headers(fresh)
+    rest = [found.path for found in files if found.path not in headers]
+    headers.update(zip(rest, _read(rest), strict=True))
+    log.debug("%d of %d headers come from the index", len(files) - len(first) - len(rest), len(files))
+    index.save(headers)
     return headers
 
 

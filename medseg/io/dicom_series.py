@@ -421,7 +421,7 @@ def _volume_notes(series: _Series, frames: Sequence[Frame]) -> list[Note]:
         notes.append(("DICOM-FEW", f"only {len(frames)} slices"))
     if not headers[0].series_uid:
         notes.append(("DICOM-IDENTITY", "no SeriesInstanceUID: the files of its folder were taken as one series"))
-    if len({header.sop_uid for header in headers}) < len(headers):
+    if len({header.image for header in headers}) < len(headers):
         notes.append(("DICOM-IDENTITY", "SOPInstanceUID is absent or not unique; slices were told apart by position"))
     if headers[0].modality == "CT" and not frames[0].has_rescale:
         notes.append(("DICOM-RESCALE", "no rescale slope and intercept: the values may not be Hounsfield units"))

@@ -1,28 +1,24 @@
 """The index of headers: what was read from each file of a folder, good until the file changes.
 
-It lies in the user's cache folder and may be deleted at any time. Headers hold hashes of patient ids, UIDs and
-descriptions: the index is sealed with a key that only the user can read, and nothing legible is stored. A seal that
-does not fit (damage, another user, another version) means that everything is read anew.
+It lies in the user's cache folder and may be deleted at any time. It names nobody: a file is known by a hash of its
+name and stamp, and whatever tells whose images they are (`WHO`) by a running number; who that is, is read anew from one
+file for each number. Damage, or another version, means that everything is read anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import logging
 import os
-import secrets
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from medseg.errors import RunError
 from medseg.io.atomic import atomic_path
@@ -33,93 +29,95 @@ from medseg.io.files import Found
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Raised whenever a header is read differently: an index of another format is ignored."""
+FORMAT = 2
+"""Raised whenever a header is read or kept differently: an index of another format is ignored."""
 
 SETTLED_NS = 2 * 10**9
 """A file changed less than 2 s before it was read may change again within one tick of its clock (FAT: 2 s)."""
 
-KEY_BYTES, NONCE_BYTES, SEAL_BYTES = 32, 16, 32
+HASH_BYTES = 16
 
-Entry = tuple[list[int], list[Any] | None]
-"""A file's stamp, and its header in plain types; None for what is not DICOM."""
+WHO = ("group", "study_uid", "series_uid", "frame_uid", "description")
+"""What a header says of the patient and the study: never stored."""
+
+Row = list[Any]
+"""A header in plain types."""
+
+Headers = Mapping[Path, Header | None]
 
 
 class HeaderIndex:
-    """What is known of the files below one folder."""
+    """What is known of some files below one folder."""
 
-    def __init__(self, path: Path | None, root: Path, entries: Mapping[str, Entry]) -> None:
-        self._path = path
-        self._root = root
-        self._entries = entries
-
-    def __len__(self) -> int:
-        """Count the files."""
-        return len(self._entries)
-
-    @classmethod
-    def load(cls, root: Path) -> HeaderIndex:
-        """Open the index of a folder; an empty one when there is none that can be trusted."""
+    def __init__(self, root: Path, files: Sequence[Found]) -> None:
+        """Open the index of a folder; it is an empty one when there is none that can be trusted."""
         root = root.absolute()
-        folder = cache_folder()
-        key = _key(folder)
-        if key is None:
-            return cls(None, root, {})
-        name = hmac.digest(key, os.fsencode(root), "sha256").hex()[:32]
-        path = folder / f"{name}.headers"
-        try:
-            content = json.loads(zlib.decompress(unseal(path.read_bytes(), key)))
-            entries = content["files"] if content["made_by"] == _made_by() else {}
-        except FileNotFoundError:
-            entries = {}
-        except (OSError, ValueError, KeyError, TypeError, zlib.error):
-            log.debug("an index of headers cannot be used and is made anew", exc_info=True)
-            entries = {}
-        return cls(path, root, entries)
-
-    def knows(self, found: Found) -> bool:
-        """Whether the file is in the index and has not changed."""
-        entry = self._entries.get(self._name(found))
-        return entry is not None and tuple(entry[0]) == found.stamp
-
-    def header(self, found: Found) -> Header | None:
-        """The header of a file that is known."""
-        plain = self._entries[self._name(found)][1]
-        return None if plain is None else from_plain(found.path, plain)
-
-    def save(self, files: Sequence[Found], headers: Mapping[Path, Header | None]) -> None:
-        """Write the index anew; where that is not possible it is left as it was."""
-        key = _key(cache_folder())
-        if self._path is None or key is None:
-            return
+        self._path = cache_folder() / f"{_hash(os.fsencode(root))}.headers"
+        self._keys = {found.path: _key(root, found) for found in files}
         settled = time.time_ns() - SETTLED_NS
-        entries = {
-            self._name(found): (list(found.stamp), to_plain(headers[found.path]))
-            for found in files
-            if _keeps(headers[found.path]) and max(found.stamp[1:3]) < settled
+        self._settled = {found.path for found in files if max(found.stamp[1:3]) < settled}
+        content = _load(self._path)
+        self._stored: dict[str, Row | None] = content["files"]
+        self._rows = {path: self._stored[key] for path, key in self._keys.items() if key in self._stored}
+        self._alike = [_tuples(values) for values in content["alike"]]
+
+    def to_read(self) -> list[Path]:
+        """What must be read: files that are new or changed, and for each number one file that tells who it is."""
+        seen: set[int] = set()
+        paths = []
+        for path in self._keys:
+            row = self._rows.get(path, _NEW)
+            if row is None or (row and row[0] in seen):
+                continue
+            seen.update(row[:1])
+            paths.append(path)
+        return paths
+
+    def headers(self, fresh: Headers) -> dict[Path, Header | None]:
+        """The headers that are known, once the files `to_read` were read."""
+        who: dict[int, dict[str, Any]] = {}
+        for path, header in fresh.items():
+            row = self._rows.get(path)
+            if row is not None and header is not None:
+                names = {name: getattr(header, name) for name in WHO}
+                if from_row(path, row, names, self._alike) == header:  # else it was changed a moment ago
+                    who[row[0]] = names
+        return {
+            path: None if row is None else from_row(path, row, who[row[0]], self._alike)
+            for path, row in self._rows.items()
+            if row is None or row[0] in who
         }
-        content = json.dumps({"made_by": _made_by(), "files": entries}).encode()
+
+    def save(self, headers: Headers) -> None:
+        """Write the index anew when it would change; where that is not possible it is left as it was."""
+        kept = {
+            key: headers[path] for path, key in self._keys.items() if path in self._settled and keeps(headers[path])
+        }
+        if kept.keys() == self._stored.keys():
+            return
+        who, alike = Numbers(), Numbers()
+        rows = {key: None if header is None else to_row(header, who, alike) for key, header in kept.items()}
         try:
-            with atomic_path(self._path) as partial:
-                partial.write_bytes(seal(zlib.compress(content, 1), key))
-            self._path.chmod(0o600)
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with atomic_path(self._path, private=True) as partial:
+                partial.write_bytes(_packed({"files": rows, "alike": list(alike)}))
         except (RunError, OSError):
             log.debug("the index of headers cannot be written", exc_info=True)
 
-    def _name(self, found: Found) -> str:
-        return str(found.path.absolute().relative_to(self._root))
+
+_NEW: Row = []
 
 
-def _keeps(header: Header | None) -> bool:
-    """Faults are looked at anew: a permission may be given, a codec installed."""
-    return header is None or not header.code
+def _key(root: Path, found: Found) -> str:
+    """A file's name below the folder, and its stamp, as a hash."""
+    return _hash(os.fsencode(f"{found.stamp} {os.path.relpath(found.path.absolute(), root)}"))
 
 
-def _made_by() -> list[object]:
-    return [FORMAT, version("medseg"), version("pydicom")]
+def _hash(content: bytes) -> str:
+    return blake2b(content, digest_size=HASH_BYTES).hexdigest()
 
 
-# ---- where it lies, and its seal ------------------------------------------------------------------------------------
+# ---- the file -------------------------------------------------------------------------------------------------------
 
 
 def cache_folder() -> Path:
@@ -130,79 +128,107 @@ def cache_folder() -> Path:
         base = Path("~/Library/Caches")
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return base.expanduser() / "medseg"
+    return Path(os.path.expanduser(base)) / "medseg"  # noqa: PTH111  `Path.expanduser` raises for a user without a home
 
 
-def _key(folder: Path) -> bytes | None:
-    """The user's key, made at first need; None when it can be neither read nor made."""
-    path = folder / "key"
+def _load(path: Path) -> dict[str, Any]:
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
-        key = path.read_bytes()
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
-        log.debug("no index of headers: the cache folder cannot be used", exc_info=True)
-        return None
-    return key if len(key) == KEY_BYTES else None
+        return _unpacked(path.read_bytes())
+    except FileNotFoundError:
+        log.debug("there is no index of headers yet")
+    except (OSError, ValueError, LookupError, TypeError, zlib.error):
+        log.debug("an index of headers cannot be used and is made anew", exc_info=True)
+    return {"files": {}, "alike": []}
 
 
-def seal(content: bytes, key: bytes) -> bytes:
-    """Encrypt, and sign what results: nonce, signature, content under a key stream of SHAKE-256 (FIPS 202)."""
-    nonce = secrets.token_bytes(NONCE_BYTES)
-    hidden = _hidden(content, key, nonce)
-    return nonce + hmac.digest(key, nonce + hidden, "sha256") + hidden
+def _made_by() -> list[object]:
+    return [FORMAT, version("medseg"), version("pydicom")]
 
 
-def unseal(sealed: bytes, key: bytes) -> bytes:
-    """Give back what was sealed.
+def _packed(content: Mapping[str, Any]) -> bytes:
+    """The content as bytes, behind a hash that tells damage."""
+    packed = zlib.compress(json.dumps({"made_by": _made_by(), **content}).encode(), 1)
+    return blake2b(packed, digest_size=HASH_BYTES).digest() + packed
+
+
+def _unpacked(stored: bytes) -> dict[str, Any]:
+    """What was packed by this version.
 
     Raises:
-        ValueError: when it was not sealed with this key, or was changed since.
+        ValueError: when it is damaged, or was packed by another version.
     """
-    nonce, signature = sealed[:NONCE_BYTES], sealed[NONCE_BYTES : NONCE_BYTES + SEAL_BYTES]
-    hidden = sealed[NONCE_BYTES + SEAL_BYTES :]
-    if not hmac.compare_digest(signature, hmac.digest(key, nonce + hidden, "sha256")):
-        raise ValueError("the seal does not fit")
-    return _hidden(hidden, key, nonce)
-
-
-def _hidden(content: bytes, key: bytes, nonce: bytes) -> bytes:
-    stream = hashlib.shake_256(b"medseg headers" + key + nonce).digest(len(content))
-    mixed = np.bitwise_xor(np.frombuffer(content, np.uint8), np.frombuffer(stream, np.uint8))
-    return mixed.tobytes()
+    packed = stored[HASH_BYTES:]
+    if blake2b(packed, digest_size=HASH_BYTES).digest() != stored[:HASH_BYTES]:
+        raise ValueError("the index is damaged")
+    content: dict[str, Any] = json.loads(zlib.decompress(packed))
+    if content["made_by"] != _made_by():
+        raise ValueError("the index is of another version")
+    return content
 
 
 # ---- headers in plain types -----------------------------------------------------------------------------------------
 
-_HEADER_FIELDS = [field.name for field in fields(Header) if field.name not in ("path", "pixels", "frames")]
-_FRAME_FIELDS = [field.name for field in fields(Frame) if field.name != "path"]
-_PIXEL_FIELDS = [field.name for field in fields(PixelElement)]
+_ABSENT = ("kind", "code", "reason", "names", "series_uids")
+"""Fields of `Header` that have one value in all headers of the index."""
 
 
-def to_plain(header: Header | None) -> list[Any] | None:
+def _alike(noun: type, *own: str) -> tuple[str, ...]:
+    """Fields that many files have alike: all but their own."""
+    return tuple(field.name for field in fields(noun) if field.name not in own)
+
+
+_HEADER = _alike(Header, "path", "image", "instance", "pixels", "frames", *WHO, *_ABSENT)
+_PIXELS = _alike(PixelElement, "offset", "length")
+_FRAME = _alike(Frame, "path", "number", "position", "marks")
+
+
+class Numbers(dict[Hashable, int]):
+    """Running numbers for values."""
+
+    def of(self, owner: object, names: Sequence[str]) -> int:
+        """The number of what some attributes are together, a new one for what is new."""
+        return self.setdefault(tuple([getattr(owner, name) for name in names]), len(self))
+
+
+def keeps(header: Header | None) -> bool:
+    """Whether a header goes into the index: sound images, and what is not DICOM.
+
+    Faults are looked at anew, since a permission may be given or a codec installed. References name structures.
+    """
+    return header is None or (header.kind == "image" and not header.code and header.pixels is not None)
+
+
+def to_row(header: Header, who: Numbers, alike: Numbers) -> Row:
     """A header as lists, texts and numbers, without its path."""
-    if header is None:
-        return None
-    values = [getattr(header, name) for name in _HEADER_FIELDS]
-    values = [sorted(value) if isinstance(value, frozenset) else value for value in values]
-    pixels = None if header.pixels is None else [getattr(header.pixels, name) for name in _PIXEL_FIELDS]
-    frames = [[getattr(frame, name) for name in _FRAME_FIELDS] for frame in header.frames]
-    return [values, pixels, frames]
+    pixels = header.pixels
+    if pixels is None:
+        raise ValueError("only images have a place in the index")
+    frames = [[alike.of(frame, _FRAME), frame.number, frame.position, frame.marks] for frame in header.frames]
+    numbers = [who.of(header, WHO), alike.of(header, _HEADER), alike.of(pixels, _PIXELS)]
+    return [*numbers, header.image, header.instance, pixels.offset, pixels.length, frames]
 
 
-def from_plain(path: Path, plain: Sequence[Any]) -> Header:
+def from_row(path: Path, row: Row, who: Mapping[str, Any], alike: Sequence[tuple[Any, ...]]) -> Header:
     """The header again."""
-    values, pixels, frames = plain
-    named = {name: _tuples(value) for name, value in zip(_HEADER_FIELDS, values, strict=True)}
-    named["series_uids"] = frozenset(named["series_uids"])
+    _, common, layout, image, instance, offset, length, frames = row
     return Header(
         path,
-        pixels=None if pixels is None else PixelElement(*pixels),
-        frames=tuple(Frame(path, *map(_tuples, frame)) for frame in frames),
-        **named,
+        kind="image",
+        image=image,
+        instance=instance,
+        pixels=PixelElement(offset, length, **dict(zip(_PIXELS, alike[layout], strict=True))),
+        frames=tuple(
+            Frame(
+                path,
+                number,
+                position=_tuples(position),
+                marks=_tuples(marks),
+                **dict(zip(_FRAME, alike[n], strict=True)),
+            )
+            for n, number, position, marks in frames
+        ),
+        **dict(zip(_HEADER, alike[common], strict=True)),
+        **who,
     )
 
 
