@@ -10,7 +10,7 @@ names of folders and files, never from patient headers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,9 @@ from medseg.io.nifti import inspect, is_nifti
 from medseg.io.nifti import read_volume as read_nifti_volume
 from medseg.scan_ids import Place, assign_ids
 from medseg.volume import Volume
+
+DICOM_ENDINGS = ("dcm", "dicom", "dic", "ima")
+"""By which files claim to be DICOM."""
 
 
 @dataclass(frozen=True)
@@ -178,13 +181,33 @@ def read(scan: Scan) -> Volume:
 
 def _read_headers(files: Sequence[Found]) -> tuple[list[tuple[Header, Found]], list[Skip]]:
     """Headers of what is DICOM, or may have been; everything else is skipped."""
+    read = list(zip(files, read_headers(files), strict=True))
+    slices = _name_patterns(header for _, header in read if header and header.kind == "image")
     headers, junk = [], []
-    for found, header in zip(files, read_headers(files), strict=True):
-        if header is None:
-            junk.append(Skip(found.path, "SKIP-JUNK", "neither DICOM nor NIfTI"))
-        else:
+    for found, header in read:
+        if header is not None:
             headers.append((header, found))
+        elif _is_named_like_slices(found.path, slices):
+            reason = "the file is not DICOM, although it is named like the slices beside it"
+            headers.append((Header(found.path, code="DICOM-READ", reason=reason), found))
+        else:
+            junk.append(Skip(found.path, "SKIP-JUNK", "neither DICOM nor NIfTI"))
     return headers, junk
+
+
+def _name_patterns(headers: Iterable[Header]) -> dict[Path, set[tuple[str, str]]]:
+    """How the images of each folder are named."""
+    patterns: dict[Path, set[tuple[str, str]]] = defaultdict(set)
+    for header in headers:
+        patterns[header.path.parent].add(_name_pattern(header.path))
+    return patterns
+
+
+def _is_named_like_slices(path: Path, slices: dict[Path, set[tuple[str, str]]]) -> bool:
+    """Whether a file that is not DICOM was one: overwritten by zeros, or by the web page of a failed download."""
+    beside = slices.get(path.parent, set())
+    pattern = _name_pattern(path)
+    return pattern in beside or (pattern[1] in DICOM_ENDINGS and pattern[1] in {ending for _, ending in beside})
 
 
 def _plan_series(headers: Sequence[Header]) -> tuple[list[SeriesVolume], list[Header]]:
@@ -211,6 +234,7 @@ def _homes(damaged: Header, series: dict[str, list[Header]]) -> list[str]:
     beside = {
         uid: {_name_pattern(member.path) for member in members if member.path.parent == damaged.path.parent}
         for uid, members in series.items()
+        if any(len(member.frames) < 2 for member in members)  # files that are volumes lack no slice
     }
     pattern = _name_pattern(damaged.path)
     alike = [uid for uid, patterns in beside.items() if pattern in patterns]

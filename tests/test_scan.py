@@ -22,7 +22,7 @@ from medseg.io.nifti import write_mask
 from medseg.scan import find_scans, read, take_inventory
 from medseg.scan_ids import LONGEST, RESERVED, safe_name
 from medseg.volume import Mask
-from tests.phantoms import SLICES, misfit, save, series, set_pixels, stored_pixels
+from tests.phantoms import SLICES, enhanced, misfit, save, series, set_pixels, stored_pixels
 
 
 def small(number: int | None = 3, slices: int = 5) -> list[Dataset]:
@@ -261,6 +261,24 @@ def test_empty_file_beside_two_series_rejects_the_one_named_like_it(tmp_path: Pa
         ("s4", "DICOM-READ"),
         ("s5", ""),
     ]
+
+
+def test_damaged_file_beside_whole_volumes_costs_only_itself(tmp_path: Path) -> None:
+    """Each file is a volume: an empty one, or a web page, lacks in none of the others."""
+    for number in range(3):
+        save([enhanced(small(number))], tmp_path, name=lambda _n, number=number: f"P{number}.dcm")
+    (tmp_path / "P3.dcm").touch()
+    inventory = take_inventory([tmp_path])
+    assert [scan.usable for scan in inventory.scans] == [True] * 3
+    assert [(skip.path.name, skip.code) for skip in inventory.skipped] == [("P3.dcm", "SKIP-DAMAGED")]
+
+
+def test_text_beside_slices_harms_nobody(tmp_path: Path) -> None:
+    save(small(), tmp_path, name="IM{:04d}".format)
+    for name in ("README", "LICENSE", "notes 1", "1.txt"):
+        (tmp_path / name).write_text("read me, this is no image")
+    (scan,) = find_scans(tmp_path)
+    assert scan.usable
 
 
 def test_empty_file_of_another_kind_harms_nobody(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class PixelElement:
         length: of the value in bytes; None when undefined, as for encapsulated pixels.
         syntax: transfer syntax UID.
         little_endian: byte order of native pixels.
+        swapped: pixels of one byte stored as big-endian words: each two bytes have changed places (PS3.5 8.1.1, A.3).
     """
 
     offset: int
@@ -62,6 +63,7 @@ class PixelElement:
     stored: int
     high_bit: int
     signed: bool
+    swapped: bool = False
 
     @property
     def is_native(self) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
@@ -28,16 +30,22 @@ MARK_TAGS = {
     "acquisition number": (0x00200012,),
     "echo": (0x00180086, 0x00180081),
     "b-value": (0x00189087,),
-    "private b-value": (0x0019100C, 0x00431039),
+    "private b-value": (0x0019100C, 0x00431039, 0x20011003),
     "gradient direction": (0x00189089, 0x0019100E),
     "inversion time": (0x00180082,),
+    "flip angle": (0x00181314,),
+    "sequence": (0x00180020,),
+    "tube voltage": (0x00180060,),
+    "kernel": (0x00181210,),
+    "contrast agent": (0x00180010,),
     "trigger time": (0x00181060,),
     "frame time": (0x00541300,),
     "acquisition time": (0x00080022, 0x00080032),
     "content time": (0x00080033,),
     "stack": (0x00209056,),
 }
-"""What may tell volumes apart that share a series; the private tags are Siemens' and GE's b-values and directions."""
+"""What may tell volumes apart that share a series; the private tags are Siemens', GE's and Philips' b-values and
+Siemens' directions."""
 
 _POINTS_IN_TIME = (MARK_TAGS["acquisition time"], MARK_TAGS["content time"])
 """Dates and times tell something of a patient: only whether two are equal is kept."""
@@ -55,7 +63,7 @@ class Frame:
         spacing: PixelSpacing, mm: between rows, then between columns.
         slope: RescaleSlope, 1 when absent; NaN when unreadable.
         intercept: RescaleIntercept, 0 when absent; NaN when unreadable.
-        has_rescale: whether the header states them.
+        has_rescale: how many of the two the header states.
         decimals: decimal places of the stored position and orientation.
         image_type: ImageType, upper case.
         marks: (name, value) of what may tell volumes of one series apart, where there is a value.
@@ -68,7 +76,7 @@ class Frame:
     spacing: tuple[float, float] | None
     slope: float
     intercept: float
-    has_rescale: bool
+    has_rescale: int
     decimals: tuple[int, int]
     image_type: tuple[str, ...]
     marks: Marks
@@ -114,7 +122,7 @@ def frame_of(path: Path, number: int, sources: list[Dataset]) -> Frame:
         spacing=(spacing[0], spacing[1]) if spacing else None,
         slope=scalar(slope, 1.0),
         intercept=scalar(intercept, 0.0),
-        has_rescale=bool(slope or intercept),
+        has_rescale=bool(slope) + bool(intercept),
         decimals=(decimals(position), decimals(orientation)),
         image_type=tuple(part.strip().upper() for part in ascii_text(frame_type).split("\\")),
         marks=tuple((name, value) for name, tags in marks.items() if (value := _mark(sources, tags))),
@@ -132,4 +140,17 @@ def _mark(sources: list[Dataset], tags: tuple[int, ...]) -> str:
 
 def _plain(element: RawDataElement | DataElement | None) -> str:
     value = stored_bytes(element)
-    return value.hex() if getattr(element, "VR", "") in ("FD", "US", "UL", "SS") else ascii_text(value)
+    code = _BINARY.get(getattr(element, "VR", None) or _usual_vr(element), "")
+    if not code or not value or len(value) % struct.calcsize(code):
+        return ascii_text(value)
+    order = "<" if getattr(element, "is_little_endian", True) else ">"
+    found = struct.unpack(f"{order}{len(value) // struct.calcsize(code)}{code}", value)
+    return "\\".join(f"{number:.9g}" for number in found)
+
+
+_BINARY = {"FD": "d", "FL": "f", "US": "H", "UL": "L", "SS": "h", "SL": "l"}
+
+
+def _usual_vr(element: RawDataElement | DataElement | None) -> str:
+    """The VR of a public tag where the file, in implicit VR, states none (PS3.6)."""
+    return dictionary_VR(element.tag) if element is not None and dictionary_has_tag(element.tag) else ""

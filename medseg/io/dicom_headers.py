@@ -46,7 +46,7 @@ NOT_SCANS = {
 """Objects with or without pixels that are never scans; objects without rows and columns need no entry."""
 
 _TAGS = [
-    *(0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x0008103E, 0x00100010, 0x00100020),
+    *(0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x0008103E, 0x00100010, 0x00100020, 0x00100030),
     *(0x0020000D, 0x0020000E, 0x00200011, 0x00200013, 0x00200032, 0x00200037, 0x00200052, 0x00201002, 0x00540081),
     *(0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102),
     *(0x00280103, 0x00280301, 0x00281052, 0x00281053, 0x00283000, 0x00282110, 0x0019100A, 0x00291010, 0x52009229),
@@ -66,9 +66,11 @@ class Header:
         image: stands for SOPInstanceUID among the files of its series, "" when absent.
         patient: stands for patient id and name among the files of its series, to tell patients apart.
         group: hash of the patient id alone, "" when absent.
+        born: stands for the birth date among the files of its series, "" when absent.
         pixels: where and how the pixels are stored; None when there are none.
         frames: the images in it, in stored order.
-        count: how many images the acquisition or series is said to have, 0 when unsaid.
+        count: how many images the acquisition is said to have, 0 when unsaid.
+        slices: how many slices each volume of a PET series is said to have, 0 when unsaid.
         code: why the file is unfit, "" when it is fit.
         reason: the same in words.
         notes: (code, message) of what is odd but harmless.
@@ -84,10 +86,12 @@ class Header:
     frame_uid: str = field(default="", repr=False)
     patient: str = field(default="", repr=False)
     group: str = field(default="", repr=False)
+    born: str = field(default="", repr=False)
     description: str = field(default="", repr=False)
     series_number: int | None = None
     instance: int | None = None
     count: int = 0
+    slices: int = 0
     pixels: PixelElement | None = None
     frames: tuple[Frame, ...] = ()
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -153,12 +157,13 @@ class _Stop:
         self.offset = -1
         self.length = 0
         self.tag = 0
+        self.vr = ""
         self.overrun = False
 
-    def __call__(self, tag: int, _vr: str | None, length: int) -> bool:
+    def __call__(self, tag: int, vr: str | None, length: int) -> bool:
         """Called by pydicom with the file positioned at the element's value."""
         if int.__ge__(tag, 0x7FE00008):  # a pydicom tag compares itself in Python
-            self.tag, self.offset, self.length = int(tag), self.data.tell(), length
+            self.tag, self.vr, self.offset, self.length = int(tag), vr or "", self.data.tell(), length
             return True
         self.overrun = length != 0xFFFFFFFF and self.data.tell() + length > self.size
         return self.overrun
@@ -178,10 +183,12 @@ def _describe(path: Path, dataset: FileDataset, stop: _Stop) -> Header:
         frame_uid=text(dataset, 0x00200052),
         patient=stand_in(_normal_name(dataset), series_uid),
         group=_hash(bytes_of(dataset, 0x00100020).strip(b" \0")),
+        born=stand_in(bytes_of(dataset, 0x00100030).strip(b" \0"), series_uid),
         description=decoded(dataset, 0x0008103E),
         series_number=integer(dataset, 0x00200011),
         instance=integer(dataset, 0x00200013),
-        count=max(integer(dataset, 0x00201002) or 0, integer(dataset, 0x00540081) or 0),
+        count=integer(dataset, 0x00201002) or 0,
+        slices=integer(dataset, 0x00540081) or 0,
     )
     if header.kind == "image":
         return _describe_image(header, dataset, stop)
@@ -212,6 +219,8 @@ def _describe_image(header: Header, dataset: FileDataset, stop: _Stop) -> Header
         return replace(header, code="DICOM-PIXELS", reason=f"the file holds {found}")
     pixels = _pixel_element(dataset, stop)
     header = replace(header, pixels=pixels)
+    if integer(dataset, 0x00280103) not in (0, 1):
+        return replace(header, code="DICOM-PIXELS", reason="the header does not say whether pixels are signed")
     if pixels.frames > 1 or 0x52009230 in dataset:
         return _with_functional_frames(header, dataset)
     if integer(dataset, 0x0019100A) or "MOSAIC" in image_type(dataset) or csa_slices(bytes_of(dataset, 0x00291010)):
@@ -278,6 +287,7 @@ def _pixel_element(dataset: FileDataset, stop: _Stop) -> PixelElement:
         stored=stored,
         high_bit=stored - 1 if high is None else high,
         signed=integer(dataset, 0x00280103) == 1,
+        swapped=allocated == 8 and not little and stop.vr == "OW",
     )
 
 

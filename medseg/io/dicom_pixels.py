@@ -116,13 +116,25 @@ def _raw_frames(pixels: PixelElement, data: BinaryIO, numbers: Sequence[int]) ->
 
 
 def _native_frame(pixels: PixelElement, data: BinaryIO, number: int) -> Numbers:
-    data.seek(pixels.offset + number * pixels.frame_bytes)
-    raw = data.read(pixels.frame_bytes)
+    raw = _swapped_bytes(pixels, data, number) if pixels.swapped else _plain_bytes(pixels, data, number)
     if len(raw) != pixels.frame_bytes:
         raise DicomError("DICOM-READ", "", "the file ends inside its pixel data")
     order = "<" if pixels.little_endian else ">"
     stored = np.frombuffer(raw, dtype=f"{order}u{pixels.allocated // 8}")
     return stored.astype(stored.dtype.newbyteorder("="), copy=False).reshape(pixels.rows, pixels.columns)
+
+
+def _plain_bytes(pixels: PixelElement, data: BinaryIO, number: int) -> bytes:
+    data.seek(pixels.offset + number * pixels.frame_bytes)
+    return data.read(pixels.frame_bytes)
+
+
+def _swapped_bytes(pixels: PixelElement, data: BinaryIO, number: int) -> bytes:
+    """A frame of bytes out of big-endian words; a word may hold the end of one frame and the start of the next."""
+    start = number * pixels.frame_bytes
+    data.seek(pixels.offset + start - start % 2)
+    words = data.read((start % 2 + pixels.frame_bytes + 1) // 2 * 2)
+    return np.frombuffer(words, ">u2").astype("<u2").tobytes()[start % 2 :][: pixels.frame_bytes]
 
 
 class _Stream:

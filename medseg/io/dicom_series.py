@@ -7,20 +7,20 @@ volume, and the whole series is refused: half a volume that looks whole is the w
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from medseg.errors import DicomError
 from medseg.grid import Grid
 from medseg.io.dicom_frames import Frame
-from medseg.io.dicom_geometry import ORIENTATION_NOISE, SAME_POSITION_MM, Note, axes, heights, lay_out
+from medseg.io.dicom_geometry import ORIENTATION_NOISE, Note, axes, heights, lay_out
 from medseg.io.dicom_headers import Header
-from medseg.io.dicom_open import PARSE_ERRORS, open_data_set
+from medseg.io.dicom_repeats import each_whole, grouped, interlock, split_repeats, without_copies
 
 SEPARABLE = ("DICOM-COLOUR", "DICOM-MOSAIC", "DICOM-MULTIFRAME")
 """Faults of files that may be no slices at all (a screenshot, a film loop), rather than damaged slices."""
@@ -32,8 +32,7 @@ FAN_DEGREES, STACK_DEGREES = 20, 3
 """Parallel stacks may be turned against each other by 3 degrees or more (lumbar discs), a few slices by 20 or more (a
 localizer); what is turned by less is a fan or a fault."""
 
-CONTRAST_SHARE = 0.01
-"""Echo and inversion times that differ by less are one time, written or rounded in two ways."""
+INTERLOCKED = "neighbouring slices are of different acquisitions: two stacks that interlock, or one acquired in turns"
 
 ADVICE = {
     "DICOM-READ": "Copy or export the series again.",
@@ -104,9 +103,10 @@ def plan_volumes(headers: Sequence[Header]) -> list[SeriesVolume]:
         headers: all files of the series, `kind` image, in any order: the result does not depend on it.
     """
     headers = sorted(headers, key=lambda h: (h.path.name, str(h.path)))
-    patients = {header.patient for header in headers if header.kind == "image" and header.code != "DICOM-READ"}
-    if len(patients) > 1:
-        reason = f"the series holds images of {len(patients)} patients"
+    whole = [header for header in headers if header.kind == "image" and header.code != "DICOM-READ"]
+    patients = max(len({h.patient for h in whole}), len({h.born for h in whole} - {""}))
+    if patients > 1:
+        reason = f"the series holds images of {patients} patients"
         return [SeriesVolume(tuple(headers), (), None, "DICOM-PATIENT", reason)]
     strangers = [h for h in headers if _is_stranger(h)]
     slices = [h for h in headers if not _is_stranger(h)]
@@ -196,8 +196,8 @@ def _refuse_fans(planes: Sequence[Sequence[Frame]]) -> None:
 
 def _plan_plane(series: _Series, frames: list[Frame]) -> list[SeriesVolume]:
     """Split parallel frames by size, spacing, frame of reference, study and kind."""
-    groups = _grouped(frames, lambda frame: _hard_key(series, frame, frames[0]))
-    if len(groups) > 1 and not _each_whole(groups, share=0.5):
+    groups = grouped(frames, lambda frame: _hard_key(series, frame, frames[0]))
+    if len(groups) > 1 and not each_whole(groups, share=0.5):
         differing = _what_differs(series, groups)
         reason = f"images of one stack differ in {differing} ({', '.join(str(len(g)) for g in groups)} images)"
         return [series.rejected(frames, "DICOM-MIXED", reason)]
@@ -225,45 +225,12 @@ def _what_differs(series: _Series, groups: list[list[Frame]]) -> str:
     return " and ".join(name for n, name in enumerate(_HARD_NAMES) if len({key[n] for key in keys}) > 1)
 
 
-def _grouped(frames: Sequence[Frame], key: Callable[[Frame], object]) -> list[list[Frame]]:
-    groups: dict[object, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        groups[key(frame)].append(frame)
-    return sorted(groups.values(), key=len, reverse=True)
-
-
-def _levels(frames: Sequence[Frame]) -> set[int]:
-    """The positions along the normal, as numbers of `SAME_POSITION_MM` steps, joined where they straddle a step."""
-    levels: set[int] = set()
-    last = -math.inf
-    for height in sorted(heights(frames)):
-        if height - last > SAME_POSITION_MM:
-            levels.add(round(height / SAME_POSITION_MM))
-            last = height
-    return levels
-
-
-def _each_whole(groups: list[list[Frame]], share: float) -> bool:
-    """Whether every group covers, and shares with the largest, at least `share` of the largest group's positions."""
-    normal_of = groups[0][0]
-    levels = [_levels([normal_of, *group]) if group is not groups[0] else _levels(group) for group in groups]
-    largest = levels[0]
-    near = {level + step for level in largest for step in (-2, -1, 0, 1, 2)}
-    return (
-        all(
-            len(group) >= share * len(largest) and len(own & near) >= share * len(largest)
-            for group, own in zip(groups, levels, strict=True)
-        )
-        and len(largest) > 1
-    )
-
-
 def _plan_like(series: _Series, frames: list[Frame]) -> list[SeriesVolume]:
     """Frames of one plane and size: drop copies, split by what tells volumes apart if positions repeat."""
-    kept, copies = _without_copies(series, frames)
+    kept, copies = without_copies(frames, series.by_path)
     note = _copy_note(series, copies)
     try:
-        groups = _split_repeats(kept)
+        groups = split_repeats(kept)
     except DicomError as error:
         return [series.rejected(frames, error.code, error.problem)]
     most = max(len(group) for group in groups)
@@ -281,103 +248,6 @@ def _copy_note(series: _Series, copies: Sequence[Frame]) -> tuple[Note, ...]:
     return (("DICOM-DUPLICATE", f"{len(copies)} identical copies of slices were left out ({names})"),)
 
 
-def _without_copies(series: _Series, frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame]]:
-    """Split into distinct frames and copies: same position, same marks, same stored pixels and rescale."""
-    places: dict[object, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        places[frame.position, frame.marks, frame.image_type, frame.slope, frame.intercept].append(frame)
-    kept: list[Frame] = []
-    copies: list[Frame] = []
-    for alike in places.values():
-        seen: set[object] = set()
-        for frame in alike:
-            digest = _digest(series.of(frame), frame) if len(alike) > 1 else None
-            (copies if digest in seen else kept).append(frame)
-            seen.add(digest)
-    return kept, copies
-
-
-def _digest(header: Header, frame: Frame) -> object:
-    """Hash of a frame's stored pixels; of the whole pixel data and the frame's number where they are compressed."""
-    pixels = header.pixels
-    if pixels is None:
-        return frame.path
-    number = frame.number if pixels.is_native else 0
-    length = pixels.frame_bytes if pixels.is_native else -1
-    try:
-        with open_data_set(header.path) as data:
-            data.seek(pixels.offset + number * pixels.frame_bytes)
-            content = hashlib.sha256(data.read(length)).hexdigest()
-    except (DicomError, *PARSE_ERRORS):
-        return frame.path
-    return pixels.syntax, content, frame.number if not pixels.is_native else 0
-
-
-_SPLITTERS = (
-    *("temporal position", "acquisition number", "echo", "b-value", "private b-value", "image type"),
-    *("inversion time", "stack", "gradient direction", "trigger time", "frame time", "acquisition time"),
-    "content time",
-)
-"""Tried one by one, then all but the times together."""
-
-_CONTRASTS = ("temporal position", "echo", "b-value", "inversion time")
-"""What must not vary inside one volume; the acquisition number may (one for each rotation of a step-and-shoot CT)."""
-
-
-def _mark(frame: Frame, name: str) -> object:
-    return frame.image_type if name == "image type" else dict(frame.marks).get(name, "")
-
-
-def _differ(frames: Sequence[Frame], name: str) -> bool:
-    """Whether the frames' marks differ by more than the writing of a number."""
-    values = sorted({str(_mark(frame, name)) for frame in frames})
-    parts = [value.split("/") for value in values]
-    try:
-        numbers = np.array([[float(part or "nan") for part in value] for value in parts])
-    except ValueError:
-        return len(values) > 1
-    spread = np.ptp(numbers, axis=0) > CONTRAST_SHARE * np.abs(numbers).max(axis=0)
-    absent = np.isnan(numbers).any(axis=0) & ~np.isnan(numbers).all(axis=0)
-    return bool((spread | absent).any())
-
-
-def _split_repeats(frames: list[Frame]) -> list[list[Frame]]:
-    """One group when no position repeats; else groups by one mark, or by all, within which none does.
-
-    Raises:
-        DicomError: DICOM-DUPLICATE when nothing tells images at one position apart, DICOM-MIXED when images at
-            different positions differ in contrast.
-    """
-    if _is_single(frames):
-        mixed = [name for name in _CONTRASTS if _differ(frames, name)]
-        if mixed and not _varies_freely(frames, mixed):
-            raise DicomError("DICOM-MIXED", "", f"images of one stack differ in {' and '.join(mixed)}")
-        return [frames]
-    keys = [*((name,) for name in _SPLITTERS), _SPLITTERS[:-3]]
-    for names in keys:
-        groups = _grouped(frames, lambda frame, names=names: tuple(_mark(frame, name) for name in names))  # type: ignore[misc]
-        if len(groups) > 1 and all(_is_single(group) for group in groups) and _each_whole(groups, share=0.5):
-            return groups
-    along = np.sort(heights(frames))
-    at = float(along[int(np.diff(along).argmin())])
-    times = len(frames) - len(_levels(frames))
-    problem = (
-        f"{times + 1 if times == 1 else times} images lie where another one does (first at {at:.2f} mm), and differ"
-    )
-    raise DicomError("DICOM-DUPLICATE", "", problem)
-
-
-def _varies_freely(frames: Sequence[Frame], names: Sequence[str]) -> bool:
-    """Whether the marks take a new value for nearly each slice: then they are times or measurements, not volumes."""
-    values = {tuple(_mark(frame, name) for name in names) for frame in frames}
-    return len(values) > max(2, len(frames) // 2)
-
-
-def _is_single(frames: Sequence[Frame]) -> bool:
-    along = np.sort(heights(frames))
-    return bool((np.diff(along) > SAME_POSITION_MM).all())
-
-
 # ---- one volume ----------------------------------------------------------------------------------------------------
 
 
@@ -389,9 +259,11 @@ def _plan_one(series: _Series, frames: list[Frame], most: int) -> SeriesVolume:
     try:
         _check_rescale(series, frames)
         layout = lay_out(frames, pixels.rows if pixels else 0, pixels.columns if pixels else 0)
+        ordered = tuple(frames[n] for n in layout.order)
+        if interlock(ordered) and series.of(frames[0]).modality != "MR":  # where slices are acquired every second one
+            raise DicomError("DICOM-MIXED", "", INTERLOCKED)
     except DicomError as error:
         return series.rejected(frames, error.code, error.problem)
-    ordered = tuple(frames[n] for n in layout.order)
     notes = (*layout.notes, *_volume_notes(series, ordered))
     return SeriesVolume(series.headers(ordered), ordered, layout.grid, notes=notes)
 
@@ -405,27 +277,44 @@ def _check_rescale(series: _Series, frames: Sequence[Frame]) -> None:
         if any(code == "DICOM-RESCALE" for code, _ in series.of(frame).notes):
             raise DicomError("DICOM-RESCALE", "", "the values need a modality lookup table, which is not read")
     stated = [frame.has_rescale for frame in frames]
-    if any(stated) and not all(stated):
-        problem = f"{stated.count(False)} of {len(stated)} slices state no rescale slope and intercept, the others do"
+    if len(set(stated)) > 1:
+        lacking = len(stated) - stated.count(max(stated))
+        problem = f"{lacking} of {len(stated)} slices state no rescale slope and intercept, the others do"
         raise DicomError("DICOM-RESCALE", "", problem)
 
 
 def _volume_notes(series: _Series, frames: Sequence[Frame]) -> list[Note]:
     notes = []
     headers = series.headers(frames)
-    count = max(header.count for header in headers)
-    everything = sum(len(header.frames) for header in series.by_path.values())
-    if count > everything:
-        notes.append(("DICOM-COUNT", f"the header counts {count} images, {everything} are here: some may be missing"))
+    notes += _count_notes(series, headers, frames)
+    if interlock(frames):
+        notes.append(("DICOM-MIXED", INTERLOCKED))
     if len(frames) < 3:
         notes.append(("DICOM-FEW", f"only {len(frames)} slices"))
     if not headers[0].series_uid:
         notes.append(("DICOM-IDENTITY", "no SeriesInstanceUID: the files of its folder were taken as one series"))
     if len({header.image for header in headers}) < len(headers):
         notes.append(("DICOM-IDENTITY", "SOPInstanceUID is absent or not unique; slices were told apart by position"))
-    if headers[0].modality == "CT" and not frames[0].has_rescale:
+    if headers[0].modality == "CT" and frames[0].has_rescale == 0:
         notes.append(("DICOM-RESCALE", "no rescale slope and intercept: the values may not be Hounsfield units"))
+    if frames[0].has_rescale == 1:
+        notes.append(("DICOM-RESCALE", "only one of rescale slope and intercept is stated; 1 or 0 was taken"))
     return notes
+
+
+def _count_notes(series: _Series, headers: Sequence[Header], frames: Sequence[Frame]) -> list[Note]:
+    """What counts and numbers in the headers say of missing slices, where the geometry shows none."""
+    acquisition = dict(frames[0].marks).get("acquisition number")
+    everything = [frame for header in series.by_path.values() for frame in header.frames]
+    acquired = sum(dict(frame.marks).get("acquisition number") == acquisition for frame in everything)
+    for claimed, there in ((max(h.count for h in headers), acquired), (max(h.slices for h in headers), len(frames))):
+        if claimed > there:
+            return [("DICOM-COUNT", f"the header counts {claimed} images, {there} are here: some may be missing")]
+    numbers = [header.instance for header in headers if header.instance is not None]
+    steps = {later - earlier for earlier, later in pairwise(numbers)}
+    if len(numbers) == len(everything) > 2 and len(steps) == 1 and abs(step := steps.pop()) > 1:
+        return [("DICOM-COUNT", f"the images are numbered in steps of {abs(step)}: slices between them may be missing")]
+    return []
 
 
 def _file_notes(plan: SeriesVolume) -> list[Note]:

@@ -7,6 +7,7 @@ pass.
 
 from __future__ import annotations
 
+import copy
 import os
 import struct
 import zlib
@@ -642,6 +643,53 @@ def patient_lies(position: str, orientation: tuple[float, ...], **options: objec
     return each(put(PatientPosition=position), orientation=orientation, **options)
 
 
+def lifted(by: int, numbers: slice, **marks: object) -> Make:
+    """Some slices with other marks, and values that are higher by `by`: another image of the same patient."""
+
+    def edit(datasets: list[Dataset]) -> None:
+        for dataset in datasets[numbers]:
+            set_pixels(dataset, stored_pixels(dataset).astype(np.int64) + by)
+            put(**marks)(dataset, 0)
+
+    return edited(edit)
+
+
+def private_b_values(datasets: list[Dataset]) -> None:
+    for number, dataset in enumerate(datasets):
+        dataset.add_new(0x00190010, "LO", "SIEMENS MR HEADER")
+        dataset.add_new(0x0019100C, "IS", "0" if number < 10 else "800")
+
+
+def signed_twin(datasets: list[Dataset]) -> None:
+    """The bytes of one slice once more, with another meaning."""
+    twin = copy.deepcopy(datasets[5])
+    twin.PixelRepresentation = 1
+    datasets.append(twin)
+
+
+def eight_bits_as_words(folder: Path) -> None:
+    """8-bit pixels of explicit VR big endian as 16-bit words, an odd number in a frame (PS3.5 8.1.1)."""
+    datasets = series("MR", size=(7, 9), slices=2, step=1.0)
+    for number, dataset in enumerate(datasets):
+        eight_bits(dataset, number)
+        plain = dataset.PixelData + b"\0"
+        dataset.PixelData = np.frombuffer(plain, "<u2").astype(">u2").tobytes()
+        dataset["PixelData"].VR = "OW"
+    save(datasets, folder, ExplicitVRBigEndian)
+
+
+def both_phases_cut(folder: Path) -> None:
+    """Two phases of 17 slices each; 20 were acquired of each, and the geometry is regular."""
+    first, second = series()[:17], series()[:17]
+    for dataset in second:
+        for keyword in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            setattr(dataset, keyword, getattr(first[0], keyword))
+        dataset.AcquisitionNumber = 2
+    for dataset in (*first, *second):
+        dataset.ImagesInAcquisition = SLICES
+    save([*first, *second], folder)
+
+
 def move_far(datasets: list[Dataset]) -> None:
     for dataset in datasets[10:]:
         dataset.FrameOfReferenceUID = "1.2.3.4"
@@ -853,6 +901,45 @@ ROWS: list[tuple[str, Make, str]] = [
     ("12 bits in the upper part of the word", each(left_justified), "ok"),
     ("values counted from 0 up to 65535", edited(list, intercept=-32000), "ok"),
     ("RT dose beside the scan", with_dose, "ok"),
+    ("soft and bone kernel at the same positions", joined(ConvolutionKernel="B70f"), "DICOM-SPLIT"),
+    ("every second slice of another kernel", lifted(500, slice(1, None, 2), ConvolutionKernel="B70f"), "!DICOM-MIXED"),
+    ("every second slice at another voltage", lifted(500, slice(1, None, 2), KVP="140"), "!DICOM-MIXED"),
+    ("voltage written in two ways", each(lambda d, n: put(KVP="120" if n % 2 else "120.0")(d, n)), "ok"),
+    (
+        "magnitude and phase in turns",
+        lifted(500, slice(1, None, 2), ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]),
+        "!DICOM-MIXED",
+    ),
+    ("a derived slice in the stack", change_some(range(3, 5), ImageType=["DERIVED", "SECONDARY", "AXIAL"]), "ok"),
+    ("half the stack from another sequence", change_some(range(10, 20), ScanningSequence="GR"), "!DICOM-MIXED"),
+    ("half the stack of another flip angle", change_some(range(10, 20), FlipAngle="20"), "!DICOM-MIXED"),
+    ("half the stack of another private b-value", edited(private_b_values), "!DICOM-MIXED"),
+    ("arterial and venous slices interlocked", lifted(500, slice(1, None, 2), AcquisitionNumber=2), "!DICOM-MIXED"),
+    (
+        "MR acquired every second slice in turns",
+        each(lambda d, n: put(AcquisitionNumber=1 + n % 2)(d, n), modality="MR"),
+        "DICOM-MIXED",
+    ),
+    (
+        "every second slice missing",
+        edited(lambda d: d.__delitem__(slice(1, None, 2)), slices=40, step=1.25),
+        "DICOM-COUNT",
+    ),
+    ("PET that counts more slices", each(put(NumberOfSlices=23), modality="PT"), "DICOM-COUNT"),
+    (
+        "two slices of another birth date",
+        each(lambda d, n: put(PatientBirthDate=f"19{50 + n // 18}0101")(d, n)),
+        "!DICOM-PATIENT",
+    ),
+    ("birth date in some slices only", change_some(range(3), PatientBirthDate="19500101"), "ok"),
+    ("one slice's bytes with two meanings", edited(signed_twin, intercept=-40000), "!DICOM-DUPLICATE"),
+    ("8-bit pixels as big-endian words", eight_bits_as_words, "DICOM-FEW"),
+    ("no PixelRepresentation", each(drop("PixelRepresentation")), "!DICOM-PIXELS"),
+    ("slope without intercept", each(drop("RescaleIntercept"), intercept=0), "DICOM-RESCALE"),
+    ("one slice without intercept", edited(lambda d: drop("RescaleIntercept")(d[3], 3)), "!DICOM-RESCALE"),
+    ("the last file overwritten by zeros", spoiled(lambda data: bytes(len(data)), 19), "!DICOM-READ"),
+    ("the last file is a web page", spoiled(lambda _data: b"<html>403 Forbidden</html>", 19), "!DICOM-READ"),
+    ("the last file is cut inside its preamble", spoiled(lambda data: data[:60], 19), "!DICOM-READ"),
 ]
 
 
@@ -919,6 +1006,13 @@ def test_splits_keep_every_slice(tmp_path: Path) -> None:
 def test_short_time_point_is_refused(tmp_path: Path) -> None:
     second_time_point(13)(tmp_path / "case")
     assert sorted(scan.code for scan in find_scans(tmp_path)) == ["", "DICOM-INCOMPLETE"]
+
+
+def test_both_phases_cut_short_are_told(tmp_path: Path) -> None:
+    both_phases_cut(tmp_path / "case")
+    scans = find_scans(tmp_path)
+    assert [scan.usable for scan in scans] == [True, True]
+    assert all("DICOM-COUNT" in [note.code for note in scan.warnings] for scan in scans)
 
 
 def test_gap_is_named(tmp_path: Path) -> None:
