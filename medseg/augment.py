@@ -24,6 +24,7 @@ from monai.transforms.spatial.array import Flip, RandAffine, RandSimulateLowReso
 from torch import Tensor
 
 from medseg.config.settings import AugmentConfig
+from medseg.volume import UNANNOTATED
 
 SHIFT = 0.1
 """Largest shift that goes with rotation and scaling, as a share of the slice's size: patches are cut at random places
@@ -132,7 +133,7 @@ def fit_patch(
         Image `(c, *patch)` and labels `(*patch)`. Where the slice is smaller it stands in the middle; around it each
         channel's lowest value goes on (air, or the low end of the window) and background.
     """
-    pixels = torch.nonzero(labels) if on_foreground else labels.new_empty((0, 2))
+    pixels = torch.nonzero((labels > 0) & (labels != UNANNOTATED)) if on_foreground else labels.new_empty((0, 2))
     seen = [int(x) for x in pixels[rng.randint(len(pixels))]] if len(pixels) else None
     window = tuple(
         slice(start, start + size)

@@ -121,7 +121,10 @@ def _alone(case: Case, measure: CaseMeasure) -> Iterator[Finding]:
             text = f"every voxel is {channel.low:g}: nothing to learn from. Export the scan again, or leave it out"
             yield Finding("error", "DATA-CONSTANT", case.id, f"{scan.path.name}: {text}")
     labelled = sum(measure.label_voxels)
-    if labelled == 0:
+    if measure.unannotated == measure.voxels:
+        text = "every voxel is marked as not annotated: nothing to learn from. Annotate some, or leave the case out"
+        yield Finding("error", "MASK-EMPTY", case.id, text)
+    elif labelled == 0:
         text = "the reference is empty. Right for a patient without the disease; else draw it, or leave the case out"
         yield Finding("warning", "MASK-EMPTY", case.id, text)
     if labelled == measure.voxels:
@@ -200,6 +203,12 @@ def _labels(cases: Sequence[CaseMeasure], config: Config) -> Iterator[Finding]:
         low, middle, high = min(volumes), float(np.median(volumes)), max(volumes)
         text = f"in {len(volumes)} of {len(cases)} cases; {middle:.3g} ml in the median, {low:.3g} to {high:.3g} ml"
         yield Finding("note", "DATA-FOREGROUND", f"labels.{name}", text)
+    if partly := [case for case in cases if case.unannotated]:
+        share = float(np.median([case.unannotated / case.voxels for case in partly]))
+        text = (
+            f"{len(partly)} of {len(cases)} cases are annotated in part, {1 - share:.0%} of their voxels in the median"
+        )
+        yield Finding("note", "DATA-UNANNOTATED", "unannotated", text)
 
 
 def _planes(cases: Sequence[CaseMeasure]) -> Iterator[Finding]:

@@ -38,6 +38,7 @@ CODES: dict[str, str] = {
     "DATA-DUPLICATE": "the same voxels stand under two names",
     "DATA-LABEL": "a label of the configuration is in no case",
     "DATA-FOREGROUND": "note: how often and how large each label is",
+    "DATA-UNANNOTATED": "note: some cases are annotated in part",
     "DATA-SPACING": "warning: a case's voxels are much larger or smaller than the others'",
     "DATA-INTENSITY": "warning: a case's intensities are far from the others'",
     "DATA-PLANE": "warning: a case was acquired in another plane than most",

@@ -21,7 +21,7 @@ from medseg.errors import InputError, UsageError
 from medseg.grid import Grid
 from medseg.reference import open_reference
 from medseg.scan import Scan, read
-from medseg.volume import Mask, Volume
+from medseg.volume import UNANNOTATED, Mask, Volume
 
 Sample = NDArray[np.float32]
 
@@ -74,6 +74,7 @@ class CaseMeasure:
         voxel_ml: volume of a voxel.
         channels: in order.
         label_voxels: of each label, in the order of the configuration.
+        unannotated: voxels that nobody annotated.
     """
 
     id: str
@@ -83,6 +84,7 @@ class CaseMeasure:
     voxel_ml: float
     channels: tuple[ChannelMeasure, ...]
     label_voxels: tuple[int, ...]
+    unannotated: int = 0
 
     @property
     def voxels(self) -> int:
@@ -196,7 +198,7 @@ def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding
     mask = reading.mask
     order = mask.grid.order_to("RAS")
     ordered = mask.grid.reordered(order)
-    counts = np.bincount(mask.labels.ravel(order="K"), minlength=len(config.labels) + 1)[1:]
+    counts = np.bincount(mask.labels.ravel(order="K"), minlength=UNANNOTATED + 1)
     measured = CaseMeasure(
         id=case.id,
         shape=ordered.shape,
@@ -204,7 +206,8 @@ def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding
         plane=native_plane(case.scans[0], mask.grid),
         voxel_ml=mask.grid.voxel_ml,
         channels=tuple(channels),
-        label_voxels=tuple(counts.tolist()),
+        label_voxels=tuple(counts[1 : len(config.labels) + 1].tolist()),
+        unannotated=int(counts[UNANNOTATED]),
     )
     return measured, reading.findings
 
@@ -273,10 +276,11 @@ def _body_threshold(values: Sample, modality: str) -> float:
 
 def _under_labels(volume: Volume, mask: Mask) -> Sample:
     """Return at most `SAMPLE` values under the mask's labels, evenly spread; the volume's grid may be another."""
-    step = max(1, -(-int(np.count_nonzero(mask.labels)) // SAMPLE))
+    labelled = (mask.labels > 0) & (mask.labels != UNANNOTATED)
+    step = max(1, -(-int(np.count_nonzero(labelled)) // SAMPLE))
     found, passed = [], 0
     for k in range(mask.grid.shape[2]):
-        inside = np.argwhere(mask.labels[..., k])
+        inside = np.argwhere(labelled[..., k])
         chosen = inside[(-passed) % step :: step]
         passed += len(inside)
         found.append(np.column_stack([chosen, np.full(len(chosen), k)]))

@@ -14,6 +14,9 @@ from medseg.errors import MaskError, MedsegError
 from medseg.io.dicom_seg import segment_numbers
 from medseg.scan import ReferenceFile
 
+IGNORED, NOT_ANNOTATED = "", " "
+"""What stands for a label in `_label_of`; no label has a name of spaces."""
+
 SHOWN = 8
 """Names and values that a message lists before it only counts."""
 
@@ -25,12 +28,14 @@ class LabelMatch:
     Attributes:
         sources: label to the names of structures, in the file's order; labels without any are not among the keys.
         ignored: structures that the configuration knows and leaves to the background.
+        unannotated: structures that mark what nobody annotated.
         unmatched: structures that the configuration does not know; they are left to the background, and said so.
         loose: structures that match only without regard to upper and lower case.
     """
 
     sources: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...] = ()
+    unannotated: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     loose: tuple[str, ...] = ()
 
@@ -52,41 +57,48 @@ def match_reference(reference: ReferenceFile, config: Config) -> LabelMatch:
 
 
 def _all_sources(config: Config) -> Iterable[int | str]:
-    return [*(source for sources in config.labels.values() for source in sources), *config.ignore]
+    return [*(source for _, sources in _tables(config) for source in sources)]
+
+
+def _tables(config: Config) -> list[tuple[str, tuple[int | str, ...]]]:
+    return [(IGNORED, config.ignore), (NOT_ANNOTATED, config.unannotated), *config.labels.items()]
 
 
 def match_names(names: Sequence[str], config: Config, numbers: Mapping[str, set[int]] | None = None) -> LabelMatch:
     """Match structure names with the labels' names and patterns (`*`, `?`, `[...]`).
 
-    A name that is written out decides before a number, a number before a pattern, a pattern of `ignore` before one of
-    a label, an earlier label before a later one; upper and lower case count unless nothing else fits.
+    A name that is written out decides before a number, a number before a pattern, a pattern of `ignore` or
+    `unannotated` before one of a label, an earlier label before a later one; upper and lower case count unless nothing
+    else fits.
 
     Args:
         names: of structures or segments; repeated names count once.
-        config: `labels` and `ignore`.
+        config: `labels`, `ignore` and `unannotated`.
         numbers: segment numbers of each name, for DICOM SEG.
 
     Raises:
         MaskError: MASK-AMBIGUOUS when two segments of one name belong to different labels.
     """
     sources: dict[str, tuple[str, ...]] = {}
-    ignored, unmatched, loose = [], [], []
+    others: dict[str, list[str]] = {IGNORED: [], NOT_ANNOTATED: []}
+    unmatched, loose = [], []
     for name in dict.fromkeys(names):
         label, exactly = _label_of(name, config, (numbers or {}).get(name, set()))
         if label is None:
             unmatched.append(name)
-        elif label == "":
-            ignored.append(name)
+        elif label in others:
+            others[label].append(name)
         else:
             sources[label] = (*sources.get(label, ()), name)
         if label and not exactly:
             loose.append(name)
-    return LabelMatch(sources, tuple(ignored), tuple(unmatched), tuple(loose))
+    ignored, unannotated = (tuple(others[kind]) for kind in (IGNORED, NOT_ANNOTATED))
+    return LabelMatch(sources, ignored, unannotated, tuple(unmatched), tuple(loose))
 
 
 def _label_of(name: str, config: Config, numbers: set[int]) -> tuple[str | None, bool]:
-    """Return the label of a structure ("" when ignored, None when unknown), and whether its letters' case fits."""
-    tables = [("", config.ignore), *config.labels.items()]
+    """Return the label of a structure, `IGNORED`, `NOT_ANNOTATED`, or None; and whether its letters' case fits."""
+    tables = _tables(config)
     for label, sources in tables:
         if name in sources:
             return label, True
@@ -147,13 +159,13 @@ def _needed(case: Case, config: Config) -> tuple[tuple[Path | ReferenceFile, ...
             continue
         match = match_reference(reference, config)
         matches.append(match)
-        if match.sources:
+        if match.sources or match.unannotated:
             needed.append(reference)
         for label in match.sources:
             if owner.setdefault(label, reference.path.name) != reference.path.name:
                 problem = f"label {label!r} is in both {owner[label]} and {reference.path.name}"
                 raise MaskError("MASK-AMBIGUOUS", case.id, problem, "Keep one of them, or narrow the label's patterns.")
-    if not needed:
+    if not owner and not any(isinstance(reference, Path) for reference in needed):
         names = [name for reference in case.references if not isinstance(reference, Path) for name in reference.names]
         raise MaskError("LABEL-UNKNOWN", case.id, *no_label(names, config))
     return tuple(needed), matches

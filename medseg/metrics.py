@@ -9,6 +9,7 @@ for what each metric can and cannot say; Nikolov et al. 2021 for surface Dice; d
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -180,20 +181,40 @@ class CaseScores:
         labels: one entry for each label, in the order of the labels' numbers.
         missing: why there is no prediction; empty when there is one.
         group: the patient, for statistics by patient; the case itself when empty.
+        unannotated_ml: volume that nobody annotated; nothing in it was scored.
     """
 
     case: str
     labels: tuple[LabelScores, ...]
     missing: str = ""
     group: str = ""
+    unannotated_ml: float = 0.0
 
     def label(self, name: str) -> LabelScores:
         """Return the scores of one label by name."""
         return next(scores for scores in self.labels if scores.label == name)
 
 
+def annotated_part(mask: Mask, reference: Mask, unannotated: Collection[int]) -> Mask:
+    """Return a mask with background wherever its reference says that nobody looked.
+
+    Args:
+        mask: on the reference's grid; may be the reference itself.
+        reference: with the numbers of labels, and perhaps those of `unannotated`.
+        unannotated: numbers that mark what nobody annotated.
+    """
+    unknown = np.isin(reference.labels, sorted(unannotated))
+    return Mask(np.where(unknown, mask.labels.dtype.type(0), mask.labels), mask.grid) if unknown.any() else mask
+
+
 def score_case(
-    prediction: Mask, reference: Mask, labels: Labels, case_id: str, *, tolerance_mm: float = TOLERANCE_MM
+    prediction: Mask,
+    reference: Mask,
+    labels: Labels,
+    case_id: str,
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    unannotated: Collection[int] = (),
 ) -> CaseScores:
     """Compare a mask with its reference, label by label, after proving that both lie in one place.
 
@@ -205,6 +226,7 @@ def score_case(
         labels: the numbers that both may hold, and their names.
         case_id: names the case in the result and in errors.
         tolerance_mm: of the surface Dice.
+        unannotated: numbers of the reference that mark what nobody annotated; there neither mask counts.
 
     Raises:
         MaskError: MASK-GRID when the mask does not lie on the reference, MASK-VALUES for a number that is not among
@@ -216,21 +238,32 @@ def score_case(
         raise MaskError(
             error.code, case_id, error.problem, "It is not scored. Write the mask on its scan's grid."
         ) from error
+    unscored_ml = _volume_ml(reference, unannotated)
+    placed = annotated_part(placed, reference, unannotated)
+    reference = annotated_part(reference, reference, unannotated)
     mine, theirs = _boxes(placed, labels, f"{case_id} (mask)"), _boxes(reference, labels, f"{case_id} (reference)")
     scores = []
     for number, name in labels:
         box = _union(mine.get(number), theirs.get(number))
         predicted, wanted = placed.labels[box] == number, reference.labels[box] == number
         scores.append(_score_label(name, predicted, wanted, reference.grid, tolerance_mm))
-    return CaseScores(case_id, tuple(scores))
+    return CaseScores(case_id, tuple(scores), unannotated_ml=unscored_ml)
 
 
-def score_missing(reference: Mask, labels: Labels, case_id: str, reason: str) -> CaseScores:
+def _volume_ml(reference: Mask, numbers: Collection[int]) -> float:
+    return sum(reference.volume_ml(number) for number in sorted(set(numbers)))
+
+
+def score_missing(
+    reference: Mask, labels: Labels, case_id: str, reason: str, unannotated: Collection[int] = ()
+) -> CaseScores:
     """Score a case that has a reference but no prediction: Dice 0 and missed, for each label.
 
     Raises:
         MaskError: MASK-VALUES for a number that is not among the labels.
     """
+    unscored_ml = _volume_ml(reference, unannotated)
+    reference = annotated_part(reference, reference, unannotated)
     boxes = _boxes(reference, labels, f"{case_id} (reference)")
     scores = []
     for number, name in labels:
@@ -250,7 +283,7 @@ def score_missing(reference: Mask, labels: Labels, case_id: str, reason: str) ->
                 lesions=lesions,
             )
         )
-    return CaseScores(case_id, tuple(scores), missing=reason)
+    return CaseScores(case_id, tuple(scores), missing=reason, unannotated_ml=unscored_ml)
 
 
 def surface_distances(predicted: Bools, wanted: Bools, grid: Grid) -> tuple[Floats, Floats]:

@@ -1,7 +1,8 @@
 """A case's reference as label numbers on its scan's grid: from NIfTI, RTSTRUCT or DICOM SEG.
 
 Label numbers are 1, 2, ... in the order of the configuration. Where structures overlap, the label that stands later
-wins: list the inner structure (tumour) after the outer one (organ).
+wins: list the inner structure (tumour) after the outer one (organ). What is marked as not annotated (`UNANNOTATED`)
+wins over all: a voxel too many left out is never wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from medseg.io.nifti import read_numbers, to_labels
 from medseg.io.rtstruct import read_rtstruct
 from medseg.matching import LabelMatch, listed, match_names, match_reference, no_label
 from medseg.scan import ReferenceFile
-from medseg.volume import Mask
+from medseg.volume import UNANNOTATED, Mask
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +73,10 @@ def read_reference(case: Case, grid: Grid, config: Config) -> Mask:
     Args:
         case: with a reference.
         grid: of the case's first scan, as its voxels were read.
-        config: labels, what to ignore, and whether a reference on another grid is resampled.
+        config: labels, what to ignore, what is not annotated, and whether a reference on another grid is resampled.
 
     Returns:
-        Label numbers 1, 2, ... in the order of `config.labels`, on `grid` exactly.
+        Label numbers 1, 2, ... in the order of `config.labels` and `UNANNOTATED`, on `grid` exactly.
 
     Raises:
         MaskError: MASK-MISSING without a reference, MASK-GRID beside the scan (with mm), MASK-VALUES for numbers that
@@ -142,7 +143,7 @@ def _read_file(path: Path, grid: Grid, config: Config, remarks: _Remarks) -> Mas
             remarks.add(
                 "warning", "MASK-RESAMPLED", f"reference {path.name} lay on another grid; resampled, nearest voxel"
             )
-            return resampled(mask, grid)
+            return resampled(mask, grid, outside=UNANNOTATED if 0 in config.unannotated else 0)
         with _advising("If it was drawn on a resampled copy, set data.resample_references; else take the right mask."):
             return mask.placed_on(grid)
 
@@ -159,18 +160,16 @@ def _remark_floats(numbers: NDArray[Any], stored: NDArray[Any], remarks: _Remark
         )
 
 
-def _renumbered(
-    stored: NDArray[np.uint8] | NDArray[np.uint16], config: Config
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def _renumbered(stored: NDArray[np.uint8] | NDArray[np.uint16], config: Config) -> NDArray[np.uint8]:
     """Give the file's numbers the numbers of the configuration's labels.
 
     Raises:
-        MaskError: MASK-VALUES for a number that is neither a label's nor ignored.
+        MaskError: MASK-VALUES for a number that the configuration does not know.
     """
     counts = np.bincount(stored.ravel(order="K"), minlength=1)
-    table: NDArray[Any] = np.zeros(len(counts), dtype=np.uint8 if len(config.labels) < 256 else np.uint16)
+    table = np.zeros(len(counts), dtype=np.uint8)
     known = {0} | {number for number in config.ignore if isinstance(number, int)}
-    for number, (_, sources) in enumerate(config.labels.items(), start=1):
+    for number, sources in [*enumerate(config.labels.values(), start=1), (UNANNOTATED, config.unannotated)]:
         for source in sources:
             if isinstance(source, int) and source < len(table):
                 table[source] = number
@@ -185,21 +184,28 @@ def _renumbered(
             f"holds the {'numbers' if len(strange) > 1 else 'number'} {listed(strange)} that no label takes ({wanted})"
         )
         raise MaskError(
-            "MASK-VALUES", "", problem, "Add them under `labels`, or under `ignore` to make them background."
+            "MASK-VALUES",
+            "",
+            problem,
+            "Add them under `labels`; under `ignore` to make them background; under `unannotated` to leave them out.",
         )
-    renumbered: NDArray[np.uint8] | NDArray[np.uint16] = table[stored]
-    return renumbered
+    return table[stored]
 
 
-def resampled(mask: Mask, grid: Grid) -> Mask:
-    """Lay a mask on another grid: each voxel takes the label of the mask's voxel nearest to its centre, outside it 0.
+def resampled(mask: Mask, grid: Grid, outside: int = 0) -> Mask:
+    """Lay a mask on another grid: each voxel takes the number of the mask's voxel nearest to its centre.
+
+    Args:
+        mask: as it was drawn.
+        grid: of the result.
+        outside: number of the voxels that lie outside the mask.
 
     Raises:
         MaskError: MASK-GRID when more than a hundredth of the labelled voxels lies outside the grid.
     """
     _check_covered(mask, grid)
     to_mask = np.linalg.inv(mask.grid.affine) @ grid.affine
-    labels: NDArray[Any] = np.zeros(grid.shape, dtype=mask.labels.dtype)
+    labels: NDArray[Any] = np.full(grid.shape, outside, dtype=mask.labels.dtype)
     i, j = np.meshgrid(np.arange(grid.shape[0]), np.arange(grid.shape[1]), indexing="ij")
     plane = i[..., None] * to_mask[:3, 0] + j[..., None] * to_mask[:3, 1] + to_mask[:3, 3]
     for k in range(grid.shape[2]):  # a slice at a time: the coordinates of a whole volume would be 24 bytes a voxel
@@ -212,7 +218,7 @@ def resampled(mask: Mask, grid: Grid) -> Mask:
 def _check_covered(mask: Mask, grid: Grid) -> None:
     labelled = outside = 0
     for k in range(mask.labels.shape[2]):  # a slice at a time: index and world coordinates are 72 bytes a voxel
-        i, j = np.nonzero(mask.labels[..., k])
+        i, j = np.nonzero((mask.labels[..., k] != 0) & (mask.labels[..., k] != UNANNOTATED))
         index = grid.to_index(mask.grid.to_world(np.stack([i, j, np.full_like(i, k)], axis=-1)))
         labelled += len(index)
         outside += int(((index < -0.5) | (index > np.array(grid.shape) - 0.5)).any(axis=-1).sum())
@@ -227,6 +233,7 @@ def _check_covered(mask: Mask, grid: Grid) -> None:
 def _read_objects(references: Sequence[ReferenceFile], grid: Grid, config: Config, remarks: _Remarks) -> Mask:
     """Merge the structures of one or more DICOM objects."""
     voxels: dict[str, Bool] = {}
+    unknown: Bool = np.zeros(grid.shape, dtype=bool)
     taken_from: dict[str, str] = {}
     matches: list[tuple[ReferenceFile, LabelMatch]] = []
     for reference in references:
@@ -240,6 +247,8 @@ def _read_objects(references: Sequence[ReferenceFile], grid: Grid, config: Confi
                     "MASK-AMBIGUOUS", remarks.case_id, problem, "Keep one of them, or narrow the label's patterns."
                 )
             voxels[label] = np.logical_or.reduce([found[name] for name in names])
+        for name in match.unannotated:
+            unknown |= found[name]
     if not voxels:
         seen = [name for reference in references for name in reference.names]
         raise MaskError("LABEL-UNKNOWN", remarks.case_id, *no_label(seen, config))
@@ -248,12 +257,12 @@ def _read_objects(references: Sequence[ReferenceFile], grid: Grid, config: Confi
         _remark_match(match, reference, missing, remarks)
     if missing and not any(match.unmatched for _, match in matches):
         remarks.add("note", "MASK-STRUCTURES", f"no structure here for {', '.join(missing)}")
-    return Mask(_stacked(voxels, grid, config, remarks), grid)
+    return Mask(_stacked(voxels, unknown, config, remarks), grid)
 
 
 def _read_object(reference: ReferenceFile, grid: Grid, config: Config) -> tuple[LabelMatch, dict[str, Bool]]:
     match = match_reference(reference, config)
-    names = [name for taken in match.sources.values() for name in taken]
+    names = [*(name for taken in match.sources.values() for name in taken), *match.unannotated]
     if not names:
         return match, {}
     if reference.kind == "rtstruct":
@@ -264,10 +273,8 @@ def _read_object(reference: ReferenceFile, grid: Grid, config: Config) -> tuple[
         return match, read_dicom_seg(reference.path, grid, names)
 
 
-def _stacked(
-    voxels: Mapping[str, Bool], grid: Grid, config: Config, remarks: _Remarks
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    labels = np.zeros(grid.shape, dtype=np.uint8 if len(config.labels) < 256 else np.uint16)
+def _stacked(voxels: Mapping[str, Bool], unknown: Bool, config: Config, remarks: _Remarks) -> NDArray[np.uint8]:
+    labels = np.zeros(unknown.shape, dtype=np.uint8)
     for number, label in enumerate(config.labels, start=1):
         if label in voxels:
             covered = int(np.count_nonzero(labels[voxels[label]]))
@@ -276,6 +283,9 @@ def _stacked(
                     "note", "MASK-OVERLAP", f"{label} covers {covered} voxels of labels before it in the configuration"
                 )
             labels[voxels[label]] = number
+    if covered := int(np.count_nonzero(labels[unknown])):
+        remarks.add("note", "MASK-OVERLAP", f"{covered} voxels of labels are marked as not annotated, and are left out")
+    labels[unknown] = UNANNOTATED
     return labels
 
 
@@ -309,7 +319,11 @@ def describe_labels(case: Case, config: Config) -> list[str]:
             lines.append(f"  {label} ({number}) takes {listed(match.sources.get(label, ())) or 'nothing'}")
         lines.extend(
             f"  {what}: {listed(names)}"
-            for what, names in (("ignored", match.ignored), ("taken by no label", match.unmatched))
+            for what, names in (
+                ("ignored", match.ignored),
+                ("not annotated", match.unannotated),
+                ("taken by no label", match.unmatched),
+            )
             if names
         )
     return lines

@@ -3,7 +3,7 @@
     folder/
       <key>/           one case; the key is a hash of everything the slices depend on, so a stale entry cannot be met
         images.npy     (n, m, h, w) float16: n slices of m modalities, without context (that is added when read)
-        masks.npy      (n, h, w) uint8
+        masks.npy      (n, h, w) uint8: 0 background, 1 to 254 labels, 255 not annotated
         entry.json     shapes, hashes, which slices hold which label; written last: without it there is no entry
 
 The key covers the content of the source files, the preparation, the label settings and the versions. A second run finds
@@ -35,11 +35,11 @@ from medseg.preparation import Preparation, working_grid
 from medseg.prepare import prepare_reference, prepared_blocks
 from medseg.reading import read_case
 from medseg.slices import context_span, with_context
-from medseg.volume import Mask, Volume
+from medseg.volume import UNANNOTATED, Mask, Volume
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same inputs would give other slices."""
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -54,12 +54,14 @@ class Entry:
         folder: where the arrays are.
         shape: `(n, m, h, w)` of the images.
         slices: label number -> indices of the slices that hold it, ascending; labels that stand nowhere are absent.
+        blank: indices of the slices in which nothing is annotated.
     """
 
     case: str
     folder: Path
     shape: tuple[int, int, int, int]
     slices: Mapping[int, tuple[int, ...]]
+    blank: tuple[int, ...] = ()
 
     @property
     def foreground(self) -> NDArray[np.bool_]:
@@ -206,6 +208,7 @@ def _find(case: str, place: Path) -> Entry | None:
         whole = all(_content_hash(place / name) == record["sha256"][name] for name in ("images.npy", "masks.npy"))
         n, m, h, w = (int(size) for size in record["shape"])
         slices = {int(label): tuple(map(int, indices)) for label, indices in record["slices"].items()}
+        blank = tuple(map(int, record["blank"]))
     except FileNotFoundError:
         return None
     except (OSError, InputError, ValueError, KeyError, TypeError, AttributeError):
@@ -213,7 +216,7 @@ def _find(case: str, place: Path) -> Entry | None:
     if not whole:
         log.warning("%s: its stored slices are damaged and made again", case)
         return None
-    return Entry(case, place, (n, m, h, w), slices)
+    return Entry(case, place, (n, m, h, w), slices, blank)
 
 
 def _make(case: str, place: Path, volume: Volume, reference: Mask, preparation: Preparation) -> Entry:
@@ -224,10 +227,12 @@ def _make(case: str, place: Path, volume: Volume, reference: Mask, preparation: 
         "images.npy": _write_npy(place / "images.npy", shape, np.dtype("<f2"), _halves(volume, preparation)),
         "masks.npy": _write_npy(place / "masks.npy", masks.shape, np.dtype("u1"), [masks]),
     }
-    slices = {int(label): _slices_with(masks, label) for label in np.unique(masks) if label}
-    record = {"shape": shape, "slices": {str(label): indices for label, indices in slices.items()}, "sha256": hashes}
+    slices = {int(label): _slices_with(masks, label) for label in np.unique(masks) if label not in (0, UNANNOTATED)}
+    blank = tuple(int(index) for index in np.flatnonzero((masks == UNANNOTATED).all(axis=(1, 2))))
+    named = {str(label): indices for label, indices in slices.items()}
+    record = {"shape": shape, "slices": named, "blank": blank, "sha256": hashes}
     write_text(place / "entry.json", json.dumps(record, indent=1) + "\n")
-    return Entry(case, place, shape, slices)
+    return Entry(case, place, shape, slices, blank)
 
 
 def _slices_with(masks: NDArray[np.uint8], label: np.uint8) -> tuple[int, ...]:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from medseg.errors import InputError, MaskError, UsageError
 from medseg.grid import SAME_PLACE_MM, Grid
 
+UNANNOTATED = 255
+"""In a reference for training: a voxel that nobody annotated. It is neither foreground nor background."""
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:

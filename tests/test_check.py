@@ -441,3 +441,17 @@ def test_sarcoma_is_sound(shared_data: Path) -> None:
 def test_a_configuration_without_paths_is_refused() -> None:
     with pytest.raises(Exception, match="CONFIG-VALUE"):
         examine(Config())
+
+
+def test_partly_annotated_cases_are_told_and_blank_ones_left_out(tmp_path: Path) -> None:
+    settings = data_set(tmp_path, 4)
+    half = blob()
+    half[:, :, 3:] = 9
+    nifti(tmp_path / "labels/case_01.nii.gz", half)
+    nifti(tmp_path / "labels/case_02.nii.gz", np.full(SHAPE, 9, np.uint8))
+    found = examine(settings.model_copy(update={"unannotated": (9,)}))
+    assert [where for where, code in told(found, "error") if code == "MASK-EMPTY"] == ["case_02"]
+    (text,) = [f.message for f in found.dataset.findings if f.code == "DATA-UNANNOTATED"]
+    assert text == "1 of 3 cases are annotated in part, 50% of their voxels in the median"
+    assert found.measures["case_01"].label_voxels == (0,)  # its blob lies in what is marked
+    assert found.measures["case_01"].channels[0].foreground.size == 0

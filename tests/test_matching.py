@@ -42,6 +42,15 @@ def test_brackets_in_a_written_name_are_letters() -> None:
     assert match_names(["GTV [1]"], settings(a=["GTV [1]"])).sources == {"a": ("GTV [1]",)}
 
 
+def test_what_nobody_annotated_is_told_apart_from_what_is_ignored() -> None:
+    config = Config(labels={"tumour": ("GTV*",)}, ignore=("Skin",), unannotated=("GTV_unsure", 9, "unclear*"))
+    match = match_names(["GTV_1", "Skin", "GTV_unsure", "unclear area", "Bone"], config)
+    assert match.sources == {"tumour": ("GTV_1",)}
+    assert (match.ignored, match.unmatched) == (("Skin",), ("Bone",))
+    assert match.unannotated == ("GTV_unsure", "unclear area")
+    assert match_names(["segment"], config, {"segment": {9}}).unannotated == ("segment",)
+
+
 def test_segment_numbers() -> None:
     config = settings(tumour=2, organ=["Liver"])
     match = match_names(["Neoplasm", "Liver"], config, {"Neoplasm": {2}, "Liver": {1}})

@@ -301,3 +301,30 @@ def test_real_masks_eroded_and_shifted(shared_data):
     affine[0, 3] += reference.grid.spacing[0]
     with pytest.raises(MaskError):
         score_case(Mask(reference.labels, Grid(reference.grid.shape, affine)), reference, TUMOUR, "STS_002")
+
+
+# ------------------------------------------------------------------------------------------------- partly annotated
+
+
+@settings(max_examples=25, deadline=None)
+@given(orders, st.integers(0, 10_000))
+def test_what_nobody_annotated_is_scored_neither_way(order, seed):
+    generator = np.random.default_rng(seed)
+    where = grid((9, 7, 6), (0.8, 1.1, 2.5), (3, -4, 5))
+    predicted, wanted = blobs(generator, where.shape, 0.2), blobs(generator, where.shape, 0.1)
+    unknown = blobs(generator, where.shape, generator.uniform(0.05, 0.9))
+    reference = mask(np.where(unknown, 255, wanted), where)
+    stored = mask(order.apply(predicted), where.reordered(order))
+    found = score_case(stored, reference, TUMOUR, "case-1", unannotated=(255, 7))
+    plain = score(predicted & ~unknown, wanted & ~unknown, where)
+    assert found.labels[0] == plain
+    assert found.unannotated_ml == pytest.approx(unknown.sum() * where.voxel_ml)
+    missing = score_missing(reference, TUMOUR, "case-1", "none", (255,))
+    assert missing.labels[0].reference_ml == pytest.approx((wanted & ~unknown).sum() * where.voxel_ml)
+    assert np.array_equal(np.unique(reference.labels), np.unique(np.where(unknown, 255, wanted)))  # left as it was
+
+
+def test_a_number_that_is_not_declared_unannotated_is_still_refused():
+    where = grid((3, 3, 3))
+    with pytest.raises(MaskError, match="255"):
+        score_case(mask(np.zeros((3, 3, 3)), where), mask(np.full((3, 3, 3), 255), where), TUMOUR, "case-1")

@@ -20,7 +20,7 @@ from medseg.io.rtstruct import write_rtstruct
 from medseg.phantom import make_study
 from medseg.reference import describe_all, open_reference, resampled
 from medseg.scan import read
-from medseg.volume import Labels, Mask, Volume
+from medseg.volume import UNANNOTATED, Labels, Mask, Volume
 from tests.cases import AFFINE, SHAPE, blob, config, image, nifti, scan
 
 GRID = Grid(SHAPE, AFFINE)
@@ -30,8 +30,9 @@ def case(path: Path) -> Case:
     return Case("case_01", "p", (scan("case_01.nii.gz"),), (path,))
 
 
-def settings(labels: object = None, *, resample: bool = False, ignore: object = ()) -> Config:
-    return Config(labels=labels or {"tumour": 1}, data=DataConfig(resample_references=resample), ignore=ignore)  # type: ignore[arg-type]
+def settings(labels: object = None, *, resample: bool = False, ignore: object = (), unannotated: object = ()) -> Config:
+    others = {"ignore": ignore, "unannotated": unannotated}
+    return Config(labels=labels or {"tumour": 1}, data=DataConfig(resample_references=resample), **others)  # type: ignore[arg-type]
 
 
 def two_labels() -> np.ndarray:
@@ -65,6 +66,28 @@ def test_numbers_are_merged_renamed_and_ignored(tmp_path: Path) -> None:
     path = nifti(tmp_path / "m.nii.gz", stored)
     mask = read_reference(case(path), GRID, settings({"b": [300], "a": [1, 4]}, ignore=[7]))
     assert mask.labels[0, 0, :5].tolist() == [2, 2, 1, 0, 0]
+
+
+def test_numbers_of_what_nobody_annotated_become_255(tmp_path: Path) -> None:
+    stored = two_labels()
+    stored[0], stored[7, 6, 5] = 9, 77
+    path = nifti(tmp_path / "m.nii.gz", stored)
+    mask = read_reference(case(path), GRID, settings({"a": 2, "b": 1}, unannotated=(9, 77, 1000)))
+    wanted = np.select([stored == 1, stored == 2, stored > 2], [2, 1, UNANNOTATED], 0)
+    np.testing.assert_array_equal(mask.labels, wanted)
+    assert mask.labels.dtype == np.uint8
+    assert code_of(path, settings({"a": 2, "b": 1}, unannotated=9)) == "MASK-VALUES"
+
+
+def test_zero_may_stand_for_what_nobody_annotated(tmp_path: Path) -> None:
+    stored = np.zeros(SHAPE, np.uint8)
+    stored[2:4], stored[3, 1] = 1, 2  # strokes: 1 background, 2 tumour, 0 where nobody drew
+    given = settings({"tumour": 2}, ignore=1, unannotated=0, resample=True)
+    mask = read_reference(case(nifti(tmp_path / "m.nii.gz", stored)), GRID, given)
+    np.testing.assert_array_equal(mask.labels, np.array([UNANNOTATED, 0, 1])[stored])
+    beyond = Grid((8, 7, 9), AFFINE)  # three slices more than the mask: nobody drew there either
+    mask = read_reference(case(tmp_path / "m.nii.gz"), beyond, given)
+    assert (mask.labels[..., 6:] == UNANNOTATED).all()
 
 
 @pytest.mark.parametrize(("off", "severity"), [(0.0, "note"), (1e-7, "note"), (2e-4, "warning")])
@@ -289,6 +312,34 @@ def test_objects_complete_each_other_and_the_later_label_covers(study: tuple[Pat
         0,
         2,
     }  # the organ came later and covers all
+
+
+@pytest.mark.parametrize("kind", ["rtstruct", "dicom-seg"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_structure_of_what_nobody_annotated_covers_all_labels(
+    study: tuple[Path, Mask], kind: str, apart: bool
+) -> None:
+    scans, mask = study
+    write = write_rtstruct if kind == "rtstruct" else write_dicom_seg
+    files = sorted((scans / "P1/MR").iterdir())
+    tumour, unsure = (Mask(np.zeros_like(mask.labels), mask.grid) for _ in range(2))
+    tumour.labels[6:10, 7:12, 2:4] = 1
+    unsure.labels[8:20, 7:15, 1:4] = 2
+    if apart:
+        write(scans / "P1/tumour.dcm", tumour, Labels({1: "GTV"}), files)
+        write(scans / "P1/unsure.dcm", Mask(unsure.labels // 2, mask.grid), Labels({1: "unsure_1"}), files)
+    else:
+        unsure.labels[(unsure.labels == 0) & (tumour.labels == 1)] = 1
+        write(scans / "P1/both.dcm", unsure, Labels({1: "GTV", 2: "unsure_1"}), files)
+    found = config(scans, {"tumour": "GTV"}, scans=scans, references=()).model_copy(
+        update={"unannotated": ("unsure*",)}
+    )
+    (case,) = find_cases(found).cases
+    reading = open_reference(case, read(case.scans[0]).grid, found)
+    wanted = np.where(unsure.labels == 2, UNANNOTATED, tumour.labels)
+    np.testing.assert_array_equal(reading.mask.placed_on(mask.grid).labels, wanted)
+    assert ("MASK-OVERLAP" in {f.code for f in reading.findings}) == apart
+    assert "  not annotated: unsure_1" in describe_labels(case, found)
 
 
 @pytest.mark.parametrize("ignore", [(), ("tumour",)])

@@ -22,7 +22,7 @@ from medseg.prepare import prepare_reference, prepared_blocks
 from medseg.reading import read_case
 from medseg.scan import find_scans
 from medseg.store import SliceStore, build_store
-from medseg.volume import Mask
+from medseg.volume import UNANNOTATED, Mask
 
 SHAPE = (9, 8, 5)
 AFFINE = np.diag([1.2, 0.9, 3.0, 1.0])
@@ -245,3 +245,21 @@ def test_a_real_series_is_stored(shared_data: Path, tmp_path: Path) -> None:
     entry = build_store([case], tmp_path / "store", preparation, Reader(), SETTINGS)[case.id]
     assert entry.shape[0] == len(scan.files)
     assert abs(float(entry.images().astype(np.float32).mean())) < 1
+
+
+def test_slices_without_annotation_are_known_and_are_no_foreground(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "scans", "a")
+
+    def reader(case: Case, grid: Grid) -> Mask:
+        labels = np.zeros(grid.shape, np.uint8)
+        labels[..., 0], labels[..., 3] = UNANNOTATED, UNANNOTATED
+        labels[2:5, 3:6, 1:3] = 1
+        labels[:2, :, 2] = UNANNOTATED
+        return Mask(labels, grid)
+
+    for _ in range(2):  # made, then found
+        store = build_store([case], tmp_path / "store", PREPARATION, reader, SETTINGS)
+        assert store["a"].blank == (0, 3)
+        assert store["a"].slices == {1: (1, 2)}
+        assert store["a"].foreground.tolist() == [False, True, True, False, False]
+        assert UNANNOTATED in store["a"].slice(2, 1)[1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
+
 from medseg.cli.terminal import DONE, OUTPUT_NAMES, SOME_REJECTED, Output, err, out, plain, screen, width
 from medseg.errors import UsageError
 
@@ -21,6 +23,7 @@ def evaluate(
     groups: Path | None = None,
     strata: Path | None = None,
     by: str | None = None,
+    unannotated: Annotated[tuple[int, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     paper: bool = False,
     fail_under: str | None = None,
 ) -> int:
@@ -34,6 +37,7 @@ def evaluate(
         groups: CSV file with the columns case and group: which cases are one patient's.
         strata: CSV file with the column case and those of --by.
         by: columns of --strata, separated by commas: each value gets its own means and intervals.
+        unannotated: numbers of the references that mark what nobody annotated: there neither mask counts.
         paper: also write tables (LaTeX, Markdown) and figures (PNG, SVG) to the report's folder paper.
         fail_under: such as dice=0.8: exit code 3 when a label's mean is lower.
     """
@@ -46,7 +50,16 @@ def evaluate(
     metric, least = _threshold(fail_under) if fail_under else ("", 0.0)
     patients = _read_groups(groups) if groups else None
     columns = _read_strata(strata, by)
-    report = run(masks, references, output, labels=names, groups=patients, strata=columns, watch=_count_cases)
+    report = run(
+        masks,
+        references,
+        output,
+        labels=names,
+        groups=patients,
+        strata=columns,
+        unannotated=unannotated,
+        watch=_count_cases,
+    )
     screen.close()
     if paper:
         from medseg.report.paper import write_paper

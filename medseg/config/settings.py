@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from medseg.config.frozen import Settings
 from medseg.config.networks import ModelConfig, UNetConfig
-from medseg.volume import Labels
+from medseg.volume import UNANNOTATED, Labels
 
 Plane = Literal["axial", "coronal", "sagittal"]
 
@@ -149,9 +149,17 @@ class Config(Settings):
     labels: Annotated[dict[str, Patterns], BeforeValidator(_label_table)] = Field(
         {"tumour": (1,)},
         min_length=1,
+        max_length=UNANNOTATED - 1,
         description="name of each label -> its sources: numbers (NIfTI, DICOM SEG), names or patterns of structures",
     )
-    ignore: Patterns = Field((), description="structures and numbers that are known and count as background")
+    ignore: Patterns = Field(
+        (), description="structures and numbers that are annotated and no label: background, which the model learns"
+    )
+    unannotated: Patterns = Field(
+        (),
+        description="structures and numbers that mark what nobody annotated: in no loss, no validation Dice, no score; "
+        "0 for NIfTI masks that give background a number of its own (under `ignore`)",
+    )
     prepare: PrepareConfig = PrepareConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = Field(
@@ -174,6 +182,10 @@ class Config(Settings):
                 if source in seen:
                     raise ValueError(f"labels {seen[source]!r} and {name!r} both take {source!r}")
                 seen[source] = name
+        for source in self.unannotated:
+            if source in seen or source in self.ignore:
+                name = f"label {seen[source]!r}" if source in seen else "ignore"
+                raise ValueError(f"unannotated and {name} both take {source!r}")
         return self
 
     @property

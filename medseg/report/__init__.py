@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medseg.errors import MedsegError, UsageError
 from medseg.io.atomic import write_text
-from medseg.metrics import TOLERANCE_MM, CaseScores, LabelScores
+from medseg.metrics import TOLERANCE_MM, CaseScores, LabelScores, annotated_part
 from medseg.report.compare import Difference, compare, differences_to_csv, differences_to_json
 from medseg.report.floor import Floor, location_floor
 from medseg.report.folders import Found, Source, find_pairs, read_labels
@@ -85,6 +85,7 @@ def evaluate(
     groups: Mapping[str, str] | None = None,
     strata: Columns | None = None,
     tolerance_mm: float = TOLERANCE_MM,
+    unannotated: Collection[int] = (),
     pictures: int = PICTURES,
     viewer_mb: float = LIMIT_MB,
     watch: Watch | None = None,
@@ -104,6 +105,7 @@ def evaluate(
         groups: case id to patient; intervals draw patients. Every case is its own patient by default.
         strata: columns by which the figures are given again (`medseg.report.strata.read_strata`).
         tolerance_mm: of surface Dice.
+        unannotated: numbers of references that mark what nobody annotated: there neither mask counts.
         pictures: how many cases get pictures, worst first.
         viewer_mb: size of the volumes that the report's viewer scrolls through, worst cases first; 0 for none.
         watch: called with (done, all) after each case.
@@ -113,8 +115,9 @@ def evaluate(
         RunError: RUN-WRITE.
     """
     found = find_pairs(masks, references, scans, groups)
-    names = labels or read_labels(masks) or numbers_found(found.pairs)
-    return _evaluate(found, output, names, tolerance_mm, strata or {}, _Shown(pictures, viewer_mb), watch)
+    names = labels or read_labels(masks) or numbers_found(found.pairs, unannotated)
+    shown = _Shown(pictures, viewer_mb)
+    return _evaluate(found, output, names, tolerance_mm, frozenset(unannotated), strata or {}, shown, watch)
 
 
 def evaluate_pairs(
@@ -124,6 +127,7 @@ def evaluate_pairs(
     *,
     strata: Columns | None = None,
     tolerance_mm: float = TOLERANCE_MM,
+    unannotated: Collection[int] = (),
     pictures: int = PICTURES,
     viewer_mb: float = LIMIT_MB,
     watch: Watch | None = None,
@@ -136,9 +140,8 @@ def evaluate_pairs(
     """
     if not pairs:
         raise UsageError("DATA-EMPTY", str(output), "no case to score")
-    return _evaluate(
-        Found(tuple(pairs), (), ()), output, labels, tolerance_mm, strata or {}, _Shown(pictures, viewer_mb), watch
-    )
+    found, shown = Found(tuple(pairs), (), ()), _Shown(pictures, viewer_mb)
+    return _evaluate(found, output, labels, tolerance_mm, frozenset(unannotated), strata or {}, shown, watch)
 
 
 def write_comparison(differences: Sequence[Difference], folder: Path) -> None:
@@ -157,9 +160,19 @@ def write_comparison(differences: Sequence[Difference], folder: Path) -> None:
 
 
 def _evaluate(
-    found: Found, output: Path, labels: Labels, tolerance_mm: float, strata: Columns, shown: _Shown, watch: Watch | None
+    found: Found,
+    output: Path,
+    labels: Labels,
+    tolerance_mm: float,
+    unannotated: frozenset[int],
+    strata: Columns,
+    shown: _Shown,
+    watch: Watch | None,
 ) -> Report:
-    scored = score_pairs(found.pairs, labels, tolerance_mm, watch)
+    if both := sorted(unannotated & (set(labels.names) | {0})):
+        problem = f"{both[0]} is {'background' if not both[0] else f'the label {labels.names[both[0]]!r}'}"
+        raise UsageError("USAGE-OPTION", "unannotated", problem, "Name a number that no label has.")
+    scored = score_pairs(found.pairs, labels, tolerance_mm, watch, unannotated)
     report = summarise(
         labels,
         tolerance_mm,
@@ -171,7 +184,7 @@ def _evaluate(
         provenance=_provenance(),
         strata=strata,
     )
-    _draw_worst(report, {pair.case: pair for pair in found.pairs}, shown)
+    _draw_worst(report, {pair.case: pair for pair in found.pairs}, unannotated, shown)
     write_text(output / "report.json", report.to_json())
     write_text(output / "scores.csv", to_csv(report))
     write_text(output / "report.html", render(report, shown.drawn, shown.notes, shown.volumes))
@@ -183,7 +196,7 @@ def _floors(scored: Sequence[Scored], labels: Labels) -> dict[str, Floor]:
     return {name: floor for name, floor in floors.items() if floor}
 
 
-def _draw_worst(report: Report, pairs: Mapping[str, Pair], shown: _Shown) -> None:
+def _draw_worst(report: Report, pairs: Mapping[str, Pair], unannotated: frozenset[int], shown: _Shown) -> None:
     """Draw the worst cases; a picture that cannot be drawn leaves a note and never stops a report."""
     worst = sorted(report.cases, key=lambda case: (not case.missing, 2.0 if (d := case_dice(case)) is None else d))
     for case in worst[: shown.pictures]:
@@ -193,7 +206,9 @@ def _draw_worst(report: Report, pairs: Mapping[str, Pair], shown: _Shown) -> Non
         except MedsegError as error:
             shown.notes[case.case] = f"Without the scan: {error.problem}."
         try:
-            shown.add(case.case, pair.reference(), pair.mask() if pair.mask else None, scan)
+            reference = pair.reference()
+            mask = annotated_part(pair.mask().placed_on(reference.grid), reference, unannotated) if pair.mask else None
+            shown.add(case.case, annotated_part(reference, reference, unannotated), mask, scan)
         except MedsegError as error:
             shown.notes[case.case] = f"No picture: {error.problem}."
 

@@ -7,7 +7,7 @@ Dice means something only as far as it lies above this floor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,11 @@ class Floor:
     share: float
 
 
-def location_curve(reference: Mask, label: int) -> Floats | None:
-    """Return the Dice of the centred ellipsoid for each of `SHARES`; None when the reference lacks the label."""
+def location_curve(reference: Mask, label: int, unannotated: Collection[int] = ()) -> Floats | None:
+    """Return the Dice of the centred ellipsoid for each of `SHARES`; None when the reference lacks the label.
+
+    Voxels with a number of `unannotated` count neither way, as in every score.
+    """
     step = int(np.ceil((reference.labels.size / SAMPLES) ** (1 / 3)))
     thin = (slice(None, None, step),) * 3
     wanted = reference.labels[thin] == label
@@ -49,7 +52,8 @@ def location_curve(reference: Mask, label: int) -> Floats | None:
     i, j, k = (((np.arange(n, dtype=np.float32) - (n - 1) / 2) / (n / 2)) ** 2 for n in reference.grid.shape)
     radius = np.sqrt(i[thin[0], None, None] + j[None, thin[1], None] + k[None, None, thin[2]])
     edges = np.concatenate([[0.0], SHARES])
-    inside = np.cumsum(np.histogram(radius, edges)[0])
+    scored = radius[~np.isin(reference.labels[thin], sorted(unannotated))] if unannotated else radius
+    inside = np.cumsum(np.histogram(scored, edges)[0])
     both = np.cumsum(np.histogram(radius[wanted], edges)[0])
     dice: NDArray[np.float64] = 2 * both / (inside + np.count_nonzero(wanted))
     return dice

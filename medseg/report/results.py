@@ -354,6 +354,11 @@ def _warnings(cases: Sequence[CaseScores], results: Sequence[LabelReport]) -> li
             f"Few cases: {patients} patient{'' if patients == 1 else 's'}. Intervals are wide; below {FEW} patients "
             "a 95 % interval of a skewed score may hold the true mean less often than that. Do not rank methods by it."
         )
+    if partly := [case.unannotated_ml for case in cases if case.unannotated_ml]:
+        said.append(
+            f"Annotated in part: in {len(partly)} of {len(cases)} cases {sum(partly):.3g} ml that nobody annotated "
+            "were left out. Neither mask nor reference counts there, in any figure."
+        )
     for result in results:
         dice, floor = result.summary("dice"), result.floor
         low = dice.mean_interval.low if dice.mean_interval else dice.mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -61,6 +61,7 @@ def score_pairs(
     labels: Labels,
     tolerance_mm: float,
     watch: Callable[[int, int], None] | None = None,
+    unannotated: Collection[int] = (),
 ) -> list[Scored]:
     """Score each pair, in the order given.
 
@@ -69,27 +70,29 @@ def score_pairs(
         labels: the numbers that masks may hold.
         tolerance_mm: of surface Dice.
         watch: called with (done, all) after each case.
+        unannotated: numbers of references that mark what nobody annotated.
     """
     workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(pairs)))
     found = []
     # Threads: inflating, the k-d tree and most of numpy let each other run, and nothing must be sent between processes.
     with ThreadPoolExecutor(workers) as pool:
-        for scored in pool.map(lambda pair: score_pair(pair, labels, tolerance_mm), pairs):
+        for scored in pool.map(lambda pair: score_pair(pair, labels, tolerance_mm, unannotated), pairs):
             found.append(scored)
             if watch:
                 watch(len(found), len(pairs))
     return found
 
 
-def score_pair(pair: Pair, labels: Labels, tolerance_mm: float) -> Scored:
+def score_pair(pair: Pair, labels: Labels, tolerance_mm: float, unannotated: Collection[int] = ()) -> Scored:
     """Read and score one pair; whatever goes wrong refuses this pair only."""
     try:
         reference = pair.reference()
         if pair.mask is None:
-            scores = score_missing(reference, labels, pair.case, pair.reason)
+            scores = score_missing(reference, labels, pair.case, pair.reason, unannotated)
         else:
-            scores = score_case(pair.mask(), reference, labels, pair.case, tolerance_mm=tolerance_mm)
-        curves = {name: location_curve(reference, number) for number, name in labels}
+            mask = pair.mask()
+            scores = score_case(mask, reference, labels, pair.case, tolerance_mm=tolerance_mm, unannotated=unannotated)
+        curves = {name: location_curve(reference, number, unannotated) for number, name in labels}
     except MedsegError as error:
         return Scored(Refusal(pair.case, error.code, error.message), {})
     except Exception as error:  # one pair must not take the others along
@@ -98,8 +101,8 @@ def score_pair(pair: Pair, labels: Labels, tolerance_mm: float) -> Scored:
     return Scored(replace(scores, group=pair.group), curves)
 
 
-def numbers_found(pairs: Iterable[Pair]) -> Labels:
-    """Return a label, named `label-<n>`, for each number that a readable reference holds.
+def numbers_found(pairs: Iterable[Pair], unannotated: Collection[int] = ()) -> Labels:
+    """Return a label, named `label-<n>`, for each number that a readable reference holds, but for `unannotated`.
 
     The numbers of the references decide: a number that only a mask holds is an unknown label, and refused.
 
@@ -113,6 +116,7 @@ def numbers_found(pairs: Iterable[Pair]) -> Labels:
         except MedsegError:
             continue  # it is refused with its reason when its turn comes
         numbers |= {n for n, box in enumerate(ndimage.find_objects(labels), start=1) if box is not None}
+    numbers -= set(unannotated)
     if not numbers:
         raise UsageError(
             "DATA-EMPTY", "references", "no reference holds a label", "Name the labels, or give other masks."

@@ -16,6 +16,7 @@ from medseg.slices import context_span, pad_to, with_context
 from medseg.store import Entry, SliceStore
 from medseg.training.loop import Batch
 from medseg.training.sampling import SliceId, epoch_batches
+from medseg.volume import UNANNOTATED
 
 LARGEST_PATCH = 320
 """Longer sides of a training slice are cut: the cost of a step grows with the area, and a crop is augmentation too.
@@ -42,8 +43,9 @@ class TrainingSlices:
         self._seed = seed
         self._augment = Augment(augment)
         self._patch = config.patch
-        self._slices = [SliceId(entry.case, index) for entry in store for index in range(entry.shape[0])]
-        self._foreground = [bool(flag) for entry in store for flag in entry.foreground]
+        drawn = [(entry, i) for entry in store for i in np.setdiff1d(np.arange(entry.shape[0]), entry.blank).tolist()]
+        self._slices = [SliceId(entry.case, index) for entry, index in drawn]
+        self._foreground = [bool(entry.foreground[index]) for entry, index in drawn]
         self._drawn: tuple[int, list[list[SliceId]]] = (-1, [])
 
     def _batches(self, epoch: int) -> list[list[SliceId]]:
@@ -92,6 +94,7 @@ class VolumeDice:
     """Mean Dice of a network over whole validation volumes, on the working grid.
 
     The rule for empty masks is the report's: a label absent from both is not scored; absent from one, it scores 0.
+    Voxels that nobody annotated count in neither.
     The final scores of a run are measured anew on each scan's own grid.
 
     Args:
@@ -129,7 +132,7 @@ class VolumeDice:
             predicted = self._predicted(network, with_context(part, first, start, stop, self._context))
             wanted = torch.from_numpy(np.array(masks[start:stop]))
             for place, label in enumerate(self._labels):
-                one, other = predicted == label, wanted == label
+                one, other = (predicted == label) & (wanted != UNANNOTATED), wanted == label
                 both[place] += int((one & other).sum())
                 total[place] += int(one.sum()) + int(other.sum())
         return [2 * b / t for b, t in zip(both, total, strict=True) if t > 0]

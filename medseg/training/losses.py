@@ -9,9 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medseg.errors import ConfigError
+from medseg.volume import UNANNOTATED
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits `(b, c, h, w)` and label numbers `(b, h, w)` int64 to a scalar."""
+"""Logits `(b, c, h, w)` and label numbers `(b, h, w)` int64 to a scalar.
+
+Pixels that nobody annotated (`UNANNOTATED`) count in none: whatever the network says there, the loss and its gradient
+are the same.
+"""
 
 
 def build_loss(name: str, out_channels: int) -> Loss:
@@ -30,11 +35,11 @@ def build_loss(name: str, out_channels: int) -> Loss:
         raise ConfigError("MODEL-LOSS", "train.loss", problem, "Use dice_cross_entropy.")
     match name:
         case "cross_entropy":
-            return F.cross_entropy
+            return _cross_entropy
         case "dice":
             return soft_dice_loss
         case "dice_cross_entropy":
-            return lambda logits, labels: F.cross_entropy(logits, labels) + soft_dice_loss(logits, labels)
+            return lambda logits, labels: _cross_entropy(logits, labels) + soft_dice_loss(logits, labels)
         case "bce":
             return _binary_cross_entropy
         case "dice_bce":
@@ -43,8 +48,20 @@ def build_loss(name: str, out_channels: int) -> Loss:
             raise ConfigError("CONFIG-VALUE", "train.loss", f"no loss {name!r}")
 
 
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    total = F.cross_entropy(logits.float(), labels, ignore_index=UNANNOTATED, reduction="sum")
+    return total / _count(labels)
+
+
 def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits[:, 0], (labels > 0).to(logits.dtype))
+    known, wanted = (labels != UNANNOTATED).float(), (labels > 0).float()
+    total = F.binary_cross_entropy_with_logits(logits[:, 0].float(), wanted, weight=known, reduction="sum")
+    return total / _count(labels)
+
+
+def _count(labels: Tensor) -> Tensor:
+    """Count the annotated pixels, 1 at the least: a batch without any has the loss 0."""
+    return (labels != UNANNOTATED).sum().clamp(min=1)
 
 
 def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -62,10 +79,11 @@ def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
         A scalar from 0 to 1, float32.
     """
     logits = logits.float()
+    known = (labels != UNANNOTATED).unsqueeze(1)
     if logits.shape[1] == 1:
-        chance, target = logits.sigmoid(), (labels > 0).float().unsqueeze(1)
+        chance, target = logits.sigmoid() * known, ((labels > 0).unsqueeze(1) & known).float()
     else:
-        chance = logits.softmax(1)[:, 1:]
+        chance = logits.softmax(1)[:, 1:] * known
         target = torch.stack([labels == number for number in range(1, logits.shape[1])], 1).float()
     overlap = (chance * target).sum((0, 2, 3))
     total = chance.sum((0, 2, 3)) + target.sum((0, 2, 3))

@@ -33,6 +33,7 @@ from medseg.training.data import TrainingSlices, VolumeDice, fitted_patch
 from medseg.training.history import require_tensorboard, write_tensorboard
 from medseg.training.loop import Fitted, LoopOptions, fit, seed_everything
 from medseg.training.losses import build_loss
+from medseg.volume import UNANNOTATED
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +212,15 @@ def _sides(dataset: Dataset, split: Split) -> tuple[list[Case], list[Case]]:
     return [cases[name] for name in split.train], [cases[name] for name in split.validation]
 
 
+READ_BY: dict[str, Any] = {
+    "labels": True,
+    "ignore": True,
+    "unannotated": True,
+    "data": {"resample_references"},
+}
+"""The settings that a reference is read by."""
+
+
 def _prepared(
     cases: Sequence[Case], preparation: Preparation, config: Config, output: Path, watch: Watch
 ) -> SliceStore:
@@ -221,7 +231,7 @@ def _prepared(
         done += 1
         watch("prepare", done, len(cases))
 
-    settings = config.model_dump(mode="json", include={"labels": True, "ignore": True, "data": {"resample_references"}})
+    settings = config.model_dump(mode="json", include=READ_BY)
     reader = lambda case, grid: read_reference(case, grid, config)  # noqa: E731  the store's callback
     store = build_store(cases, output / "prepared", preparation, reader, settings, progress)
     for case, error in store.rejected.items():
@@ -273,4 +283,6 @@ def _scored(model: Model, cases: Sequence[Case], config: Config, output: Path, w
     predict_cases(cases, Predictor(model), folder / "masks", watch=watch)
     patients = sorted({case.group for case in cases})  # numbered: not even a hash of a patient id goes into a report
     groups = {case.id: f"patient-{patients.index(case.group) + 1}" for case in cases}
-    return evaluate(folder / "masks", folder / "references", folder, labels=model.labels, groups=groups)
+    return evaluate(
+        folder / "masks", folder / "references", folder, labels=model.labels, groups=groups, unannotated=(UNANNOTATED,)
+    )

@@ -98,3 +98,23 @@ def test_networks_are_chosen_by_name():
     assert Config(model={"name": "segnet"}).model.name == "segnet"
     with pytest.raises(ValidationError):
         Config(model={"name": "os.system"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"labels": {"tumour": [1, "GTV"]}, "unannotated": 1},
+        {"labels": {"tumour": [1, "GTV"]}, "unannotated": ["GTV"]},
+        {"ignore": [3], "unannotated": [2, 3]},
+        {"labels": {f"label {n}": n for n in range(1, 256)}},  # 255 is the number of what nobody annotated
+    ],
+    ids=["number", "name", "ignored", "255 labels"],
+)
+def test_what_is_not_annotated_is_no_label_and_not_ignored(given):
+    with pytest.raises(ValidationError):
+        Config.model_validate(given)
+
+
+def test_254_labels_and_an_unannotated_zero_are_fine():
+    config = Config.model_validate({"labels": {f"label {n}": n for n in range(1, 255)}, "unannotated": 0})
+    assert config.unannotated == (0,)

@@ -224,6 +224,28 @@ def test_two_labels_and_a_truly_empty_case(tmp_path):
     assert report.label("edge").summary("reference_ml").cases == 2
 
 
+def test_what_nobody_annotated_is_left_out_and_said(tmp_path):
+    reference = tumour()  # 6 x 6 x 3 voxels from 6 to 12 along i
+    reference.labels[9:, :, :] = 255  # half of it, and everything beyond, was not looked at
+    write_mask(tmp_path / "references" / "a.nii.gz", reference)
+    write_mask(tmp_path / "masks" / "a.nii.gz", tumour(start=7, size=9))
+    report = evaluate(tmp_path / "masks", tmp_path / "references", tmp_path / "out", unannotated=(255,))
+    (case,) = report.cases
+    assert case.labels[0].dice == pytest.approx(2 * 2 / (3 + 2))  # voxels 6 to 8 are annotated, the mask has 7 and 8
+    assert report.labels == {1: "label-1"}
+    assert case.unannotated_ml == pytest.approx(15 / 24 * reference.labels.size * 0.0036)
+    assert any(warning.startswith("Annotated in part: in 1 of 1 cases") for warning in report.warnings)
+    assert "Annotated in part" in report.summary()
+    assert "Annotated in part" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert Report.from_json(report.to_json()) == report
+    folders = (tmp_path / "masks", tmp_path / "references")
+    for number in (0, 1):
+        with pytest.raises(UsageError, match="USAGE-OPTION"):
+            evaluate(*folders, tmp_path / "out", labels=TUMOUR, unannotated=(number, 255))
+    plain = evaluate(tmp_path / "masks", tmp_path / "masks", tmp_path / "plain", unannotated=(255,))
+    assert not any("Annotated" in warning for warning in plain.warnings)
+
+
 def test_masks_stored_in_another_axis_order_score_alike(tmp_path):
     order = GRID.order_to("PIR")
     turned = Mask(np.ascontiguousarray(order.apply(tumour(start=7).labels)), GRID.reordered(order))

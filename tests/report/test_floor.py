@@ -53,3 +53,15 @@ def test_thinning_hardly_moves_it(monkeypatch):
     monkeypatch.setattr(floor, "SAMPLES", 10_000)
     thin = location_floor([location_curve(mask, 1)])
     assert thin.mean_dice == pytest.approx(whole.mean_dice, abs=0.02)
+
+
+def test_what_nobody_annotated_counts_neither_way():
+    shape = (12, 9, 7)
+    generator = np.random.default_rng(0)
+    wanted, unknown = generator.random(shape) < 0.2, generator.random(shape) < 0.4
+    labels = np.where(unknown, 255, wanted).astype(np.uint8)
+    curve = location_curve(Mask(labels, Grid(shape, np.eye(4))), 1, (255,))
+    kept = wanted & ~unknown
+    for n in (5, 19, 40, 59):
+        inside = ellipsoid(shape, SHARES[n]) & ~unknown
+        assert curve[n] == pytest.approx(2 * (inside & kept).sum() / (inside.sum() + kept.sum()), abs=0.02)

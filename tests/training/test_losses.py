@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medseg.errors import ConfigError
 from medseg.training.losses import build_loss, soft_dice_loss, supervised_loss
+from medseg.volume import UNANNOTATED
 
 
 def logits_of(*chances: list[list[float]]) -> Tensor:
@@ -136,3 +137,50 @@ def test_dice_is_computed_in_float32_whatever_comes_in() -> None:
     loss = soft_dice_loss(logits, labels)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(1 - (4096 + 1) / (2048 + 4096 + 1))
+
+
+# ------------------------------------------------------------------------------------------------ partly annotated
+
+LOSSES = [("cross_entropy", 3), ("dice", 3), ("dice_cross_entropy", 3), ("bce", 1), ("dice_bce", 1)]
+
+
+def some(channels: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Logits and labels of two slices of 6 x 7, the last two rows of which nobody annotated."""
+    torch.manual_seed(seed)
+    logits, labels = torch.randn(2, channels, 6, 7), torch.randint(0, max(2, channels), (2, 6, 7))
+    labels[:, 4:] = UNANNOTATED
+    return logits, labels
+
+
+@settings(deadline=None, max_examples=40)
+@given(loss=st.sampled_from(LOSSES), seed=st.integers(0, 10_000))
+def test_what_nobody_annotated_counts_in_no_loss(loss: tuple[str, int], seed: int) -> None:
+    name, channels = loss
+    logits, labels = some(channels, seed)
+    found = build_loss(name, channels)(logits.requires_grad_(), labels)
+    cut = build_loss(name, channels)(logits[:, :, :4], labels[:, :4])  # as if the slice ended there
+    assert found.item() == pytest.approx(cut.item(), rel=1e-5)
+    other = logits.detach().clone()
+    other[:, :, 4:] = 100 * torch.randn(2, channels, 2, 7)
+    assert build_loss(name, channels)(other, labels).item() == found.item()
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert bool((gradient[:, :, 4:] == 0).all())
+    assert bool((gradient[:, :, :4] != 0).any())
+
+
+@pytest.mark.parametrize(("name", "channels"), LOSSES)
+def test_a_batch_that_nobody_annotated_teaches_nothing(name: str, channels: int) -> None:
+    logits = torch.randn(2, channels, 4, 4, requires_grad=True)
+    loss = build_loss(name, channels)(logits, torch.full((2, 4, 4), UNANNOTATED))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert bool((gradient == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fully_annotated_it_is_torch_s_own_cross_entropy(dtype: torch.dtype) -> None:
+    logits, labels = torch.randn(3, 4, 9, 5).to(dtype), torch.randint(0, 4, (3, 9, 5))
+    wanted = torch.nn.functional.cross_entropy(logits.float(), labels)
+    assert torch.equal(build_loss("cross_entropy", 4)(logits, labels), wanted)
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0].float(), (labels > 0).float())
+    assert torch.equal(build_loss("bce", 1)(logits[:, :1], labels), wanted)
