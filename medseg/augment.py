@@ -37,6 +37,12 @@ BLUR_SIGMA = (0.5, 1.0)
 ZOOM = (0.5, 1.0)
 """As in nnU-Net (Isensee 2021, supplementary note 4), on slices whose unit is about one standard deviation."""
 
+MIRROR = 0.5
+"""Probability of a mirror image, where left and right are alike and the settings leave it open."""
+
+ROTATION_DEG = 20.0
+"""Largest rotation where pixels are square and the settings leave it open: how askew patients lie, and some more."""
+
 Random = np.random.RandomState
 
 
@@ -56,6 +62,8 @@ class Augment:
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
+        self._mirror = MIRROR if config.mirror is None else config.mirror
+        self._rotation_deg = ROTATION_DEG if config.rotation_deg is None else config.rotation_deg
 
     def __call__(self, images: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Change every slice of a batch in its own way.
@@ -74,7 +82,7 @@ class Augment:
     def slice(self, image: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Change one slice: image `(c, h, w)` float32, labels `(h, w)` uint8; equal keys, equal changes."""
         rng = random_state(*key)
-        if rng.random_sample() < self.config.mirror:
+        if rng.random_sample() < self._mirror:
             flip = Flip(1)  # columns: left and right of axial and coronal slices
             image, labels = flip(image), flip(labels[None])[0]
         if rng.random_sample() < self.config.affine:
@@ -102,7 +110,7 @@ class Augment:
         scale = (1 / (1 + largest) - 1, 1 / (1 - largest) - 1)
         affine = RandAffine(
             prob=1,
-            rotate_range=math.radians(self.config.rotation_deg),
+            rotate_range=math.radians(self._rotation_deg),
             scale_range=(scale, scale),
             translate_range=[SHIFT * size for size in image.shape[-2:]],
         )

@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "DATA-INTENSITY": "warning: a case's intensities are far from the others'",
     "DATA-PLANE": "warning: a case was acquired in another plane than most",
     "DATA-MODALITY": "warning: one channel mixes modalities",
+    "DATA-SIDES": "warning: slices are mirrored, and left and right are not alike",
     "NOT-SELECTED": "note: the scan is not one that `select` takes",
     # reference masks
     "MASK-GRID": "the mask does not lie on its scan",

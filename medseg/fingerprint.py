@@ -7,13 +7,16 @@ fingerprint, and keeps it in `model.yaml`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medseg.case import Case, Finding
 from medseg.config.settings import Config, Plane
@@ -24,6 +27,9 @@ from medseg.scan import Scan, read
 from medseg.volume import UNANNOTATED, Mask, Volume
 
 Sample = NDArray[np.float32]
+
+Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+"""Start and stop along x, y, z in mm."""
 
 SAMPLE = 20_000
 """Voxels kept of each case, channel and region: every case weighs the same, and a thousand cases need 240 MB."""
@@ -37,6 +43,10 @@ the spacing does not tell."""
 
 BODY_SHARE = 0.1
 """Body: what lies above the low end of the intensity range by more than this share of it; air in MR is less."""
+
+MIN_PAIRED = 3
+MOST = 0.8
+"""At least so many cases, and this share of them, show two labels left and right of each other."""
 
 _NORMAL: tuple[Plane, Plane, Plane] = ("sagittal", "coronal", "axial")  # of the world axes x, y, z
 
@@ -74,6 +84,8 @@ class CaseMeasure:
         voxel_ml: volume of a voxel.
         channels: in order.
         label_voxels: of each label, in the order of the configuration.
+        label_boxes_mm: where each lies: start and stop along x, y, z, from the scan's first voxel; None when absent.
+        label_slices: number of slices that hold any label, across x, y, z.
         unannotated: voxels that nobody annotated.
     """
 
@@ -84,6 +96,8 @@ class CaseMeasure:
     voxel_ml: float
     channels: tuple[ChannelMeasure, ...]
     label_voxels: tuple[int, ...]
+    label_boxes_mm: tuple[Box | None, ...]
+    label_slices: tuple[int, int, int]
     unannotated: int = 0
 
     @property
@@ -145,6 +159,8 @@ class Fingerprint:
         shape: median number of voxels along x, y, z.
         channels: intensities.
         labels: sizes.
+        label_slices: median share of the slices that hold any label, across x, y, z.
+        mirrored: pairs of labels of which one is the other's mirror image, left and right, by their place and size.
     """
 
     cases: int
@@ -155,10 +171,17 @@ class Fingerprint:
     shape: tuple[int, int, int]
     channels: tuple[ChannelFingerprint, ...]
     labels: tuple[LabelFingerprint, ...]
+    label_slices: tuple[float, float, float]
+    mirrored: tuple[tuple[str, str], ...]
 
     def in_plane_spacing_mm(self, codes: str) -> tuple[float, float]:
         """Median spacing along the first two axes of cases in orientation `codes` (such as "PLS": rows run along y)."""
-        rows, columns = (self.spacing_mm[_axis_of(code)] for code in codes[:2])
+        rows, columns = (self.spacing_mm[axis_of(code)] for code in codes[:2])
+        return rows, columns
+
+    def in_plane_range_mm(self, codes: str) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Smallest and largest spacing along the same two axes."""
+        rows, columns = (self.spacing_range_mm[axis_of(code)] for code in codes[:2])
         return rows, columns
 
     def to_dict(self) -> dict[str, object]:
@@ -172,7 +195,8 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _axis_of(code: str) -> int:
+def axis_of(code: str) -> int:
+    """Return 0, 1 or 2 for a letter of direction along x, y or z."""
     return next(axis for axis, letters in enumerate(("LR", "PA", "IS")) if code in letters)
 
 
@@ -199,6 +223,7 @@ def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding
     order = mask.grid.order_to("RAS")
     ordered = mask.grid.reordered(order)
     counts = np.bincount(mask.labels.ravel(order="K"), minlength=UNANNOTATED + 1)
+    labels = order.apply(mask.labels)
     measured = CaseMeasure(
         id=case.id,
         shape=ordered.shape,
@@ -207,9 +232,26 @@ def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding
         voxel_ml=mask.grid.voxel_ml,
         channels=tuple(channels),
         label_voxels=tuple(counts[1 : len(config.labels) + 1].tolist()),
+        label_boxes_mm=_boxes(labels, ordered.spacing, len(config.labels)),
+        label_slices=_slices_with_labels(labels),
         unannotated=int(counts[UNANNOTATED]),
     )
     return measured, reading.findings
+
+
+def _boxes(labels: NDArray[Any], spacing: tuple[float, ...], count: int) -> tuple[Box | None, ...]:
+    """Return the box of each label in a mask whose axes run along x, y, z."""
+    found: list[Box | None] = []
+    for box in ndimage.find_objects(labels, max_label=count):
+        sides = [(axis.start * mm, axis.stop * mm) for axis, mm in zip(box, spacing, strict=True)] if box else []
+        found.append((sides[0], sides[1], sides[2]) if sides else None)
+    return tuple(found)
+
+
+def _slices_with_labels(labels: NDArray[Any]) -> tuple[int, int, int]:
+    labelled = (labels > 0) & (labels != UNANNOTATED)
+    x, y, z = (int(labelled.any(axis=axes).sum()) for axes in ((1, 2), (0, 2), (0, 1)))
+    return x, y, z
 
 
 def native_plane(scan: Scan, grid: Grid) -> Plane:
@@ -224,7 +266,7 @@ def native_plane(scan: Scan, grid: Grid) -> Plane:
         if grid.spacing[ascending[2]] < THICK * grid.spacing[ascending[1]]:
             return "axial"
         axis = int(ascending[2])
-    return _NORMAL[_axis_of(grid.orientation[axis])]
+    return _NORMAL[axis_of(grid.orientation[axis])]
 
 
 def _measure_channel(volume: Volume, mask: Mask, modality: str, case_id: str) -> ChannelMeasure:
@@ -326,6 +368,8 @@ def fingerprint(measures: Sequence[CaseMeasure], config: Config) -> Fingerprint:
             _channel([measure.channels[number] for measure in measures]) for number in range(len(config.data.select))
         ),
         labels=tuple(_label(name, number, measures) for number, name in enumerate(config.labels)),
+        label_slices=_shares(measures),
+        mirrored=_mirrored(list(config.labels), [measure.label_boxes_mm for measure in measures]),
     )
 
 
@@ -372,3 +416,31 @@ def _label(name: str, number: int, measures: Sequence[CaseMeasure]) -> LabelFing
     return LabelFingerprint(
         name, len(there), (min(volumes), float(np.median(volumes)), max(volumes)), float(np.median(shares))
     )
+
+
+def _shares(measures: Sequence[CaseMeasure]) -> tuple[float, float, float]:
+    shares = [np.divide(measure.label_slices, measure.shape) for measure in measures]
+    x, y, z = np.median(shares, axis=0).tolist()
+    return x, y, z
+
+
+def _mirrored(names: Sequence[str], boxes: Sequence[Sequence[Box | None]]) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of labels that lie beside each other, left and right, and are of one size, in most cases."""
+    pairs = itertools.combinations(range(len(names)), 2)
+    return tuple((names[a], names[b]) for a, b in pairs if _is_mirrored([(case[a], case[b]) for case in boxes]))
+
+
+def _is_mirrored(boxes: Sequence[tuple[Box | None, Box | None]]) -> bool:
+    """Tell whether two labels are one organ's left and right: the same one always on the same side, neither larger.
+
+    Two cases agree by chance; three begin to tell. Boxes of the two sides of one body differ by less than a factor 2,
+    and lie apart from left to right twice as far as in any other direction.
+    """
+    both = np.array([pair for pair in boxes if None not in pair])  # (cases, 2, 3, 2)
+    if len(both) < MIN_PAIRED:
+        return False
+    apart = np.diff(both.mean(axis=3), axis=1)[:, 0]
+    ratio = np.divide(*np.moveaxis(np.ptp(both, axis=3), 1, 0))
+    fits = (np.abs(apart[:, 0]) > 2 * np.abs(apart[:, 1:]).max(axis=1)) & (np.abs(np.log2(ratio)) < 1).all(axis=1)
+    to_one_side = max(int((fits & (apart[:, 0] > 0)).sum()), int((fits & (apart[:, 0] < 0)).sum()))
+    return to_one_side >= MOST * len(both)

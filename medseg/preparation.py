@@ -187,10 +187,13 @@ def decide(config: PrepareConfig, measured: Measured, channels: Sequence[Channel
     )
 
 
+def usual_normalisation(select: ChannelConfig, measured: MeasuredChannel) -> Normalise:
+    """Return how a channel is normalised unless the settings say it: CT by a window, others by their own body."""
+    return "window" if "CT" in (select.modality, measured.modality) else "percentile"
+
+
 def _decide_channel(config: PrepareConfig, select: ChannelConfig, measured: MeasuredChannel) -> Channel:
-    normalise: Normalise = config.normalise if config.normalise != "auto" else "percentile"
-    if config.normalise == "auto" and "CT" in (select.modality, measured.modality):
-        normalise = "window"
+    normalise = usual_normalisation(select, measured) if config.normalise == "auto" else config.normalise
     # Trained on one modality, a model takes that one: it cannot judge what it was never shown.
     shown = [name for name in measured.modalities if name]
     only = shown[0] if len(measured.modalities) == len(shown) == 1 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -258,20 +259,28 @@ def test_plan_is_what_train_does(run: Run, study: Path) -> None:
     code, out, _ = run("plan", study / "study.yaml", *LIGHT)
     assert code == 0
     assert sorted(study.rglob("*")) == before
-    shown = dict(line.split("  ", 1) for line in out.splitlines())
-    shown = {key.strip(): value.strip() for key, value in shown.items()}
+    rows = [re.split(r"  +", line, maxsplit=2) for line in out.splitlines()]
+    shown = {row[0]: row[1:] for row in rows}
     trained = load(study / "run" / "config.yaml")
-    assert shown["patch"] == "{} x {} pixels".format(*trained.train.patch or ())
-    assert shown["plane"].startswith(f"{trained.prepare.plane} ")
-    assert trained.prepare.plane == "axial"  # 2.5 mm along z, the others 0.9 and 0.7
-    assert np.allclose(trained.prepare.spacing_mm or (), (0.7, 0.9))
+    assert shown["train.patch"][0] == "[{}, {}]".format(*trained.train.patch or ())
+    assert shown["prepare.plane"][0] == trained.prepare.plane == "axial"  # 2.5 mm along z, the others 0.9 and 0.7
     # The axial plane's rows run along y (0.7 mm), its columns along x (0.9 mm).
-    assert shown["spacing"].startswith("0.7 x 0.9 mm")
-    assert shown["cases"] == "3 to train on, 1 to validate, 0 left out"
+    assert np.allclose(trained.prepare.spacing_mm or (), (0.7, 0.9))
+    assert shown["prepare.spacing_mm"] == ["[0.7, 0.9]", "median of 3 training cases (all alike)"]
+    assert shown["data"] == ["3 cases to train on, 1 to validate, 0 left out"]
     # 3 cases of 6 slices each; 18 slices in steps of 4 are 5 steps.
-    assert shown["training"] == "1 epochs of 5 steps; 18 slices, 4 in a step"
+    assert shown["train.epochs"] == ["1", "of 5 steps: 5 steps in all"]
     # 12 voxels of 8 x 7 x 6 = 336: 3.57 %; each 0.9 x 0.7 x 2.5 = 1.575 mm3, so 12 are 0.0189 ml.
-    assert shown["label tumour"] == "in 3 cases; 0.0189 ml in the median (0.0189 to 0.0189), 3.57% of the scan"
+    assert shown["label tumour"] == ["in 3 cases; 0.0189 ml in the median (0.0189 to 0.0189), 3.57% of the scan"]
+
+
+def test_a_plan_is_a_configuration(run: Run, study: Path, tmp_path: Path) -> None:
+    assert run("plan", study / "study.yaml", *LIGHT, "-o", tmp_path / "plan.yaml")[0] == 0
+    planned, trained = load(tmp_path / "plan.yaml"), load(study / "run" / "config.yaml")
+    assert (planned.prepare, planned.augment, planned.model) == (trained.prepare, trained.augment, trained.model)
+    code, _, err = run("plan", tmp_path / "plan.yaml", "-o", tmp_path / "plan.yaml")
+    assert code == 2
+    assert "is the configuration that the plan is made from" in err
 
 
 def test_train_refuses_a_folder_with_a_run(run: Run, study: Path) -> None:

@@ -53,6 +53,10 @@ def test_shape_spacing_and_volumes_along_the_body(tmp_path: Path) -> None:
     assert found.voxel_ml == pytest.approx(0.7 * 1.1 * 2.5 / 1000)
     assert found.label_voxels == (12,)  # 2 x 3 x 2
     assert found.plane == "axial"  # the largest spacing is along z
+    # Voxels 1, 2 along z, 2 to 4 along x, 3 and 4 of 7 along y, which runs backwards: 2 and 3 from the other end.
+    assert found.label_slices == (3, 2, 2)
+    (box,) = found.label_boxes_mm
+    assert box == (pytest.approx((2 * 0.7, 5 * 0.7)), pytest.approx((2.2, 4.4)), pytest.approx((2.5, 7.5)))
 
 
 def test_foreground_are_the_voxels_under_labels_and_no_others(tmp_path: Path) -> None:
@@ -180,6 +184,8 @@ def measured(name: str, value: float = 0, **more: object) -> CaseMeasure:
         "plane": "axial",
         "voxel_ml": 0.003,
         "label_voxels": (600,),
+        "label_boxes_mm": (((2.0, 5.0), (2.0, 6.0), (0.0, 30.0)),),
+        "label_slices": (3, 4, 15),
         **more,
     }
     return CaseMeasure(id=name, channels=(channel,), **facts)  # type: ignore[arg-type]

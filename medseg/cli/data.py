@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 
-from medseg.cli.terminal import DONE, NOTHING_DONE, SOME_REJECTED, out, plain, screen, width
+from medseg.cli.terminal import DONE, NOTHING_DONE, OUTPUT_NAMES, SOME_REJECTED, out, plain, screen, width
+from medseg.errors import UsageError
 
 if TYPE_CHECKING:
     from medseg.case import Finding
@@ -41,24 +42,36 @@ def check(config: Path, /, *overrides: str, json: Path | None = None) -> int:
     return SOME_REJECTED if errors else DONE
 
 
-def plan(config: Path, /, *overrides: str) -> int:
-    """Measure a data set and show what train would do with it. Nothing is trained or written.
+def plan(config: Path, /, *overrides: str, output: Annotated[Path | None, OUTPUT_NAMES] = None) -> int:
+    """Measure a data set and show what train would do with it, and why. Nothing is trained.
 
     Args:
         config: configuration file.
         overrides: settings as key=value, such as train.epochs=20.
+        output: file for the whole configuration, each decision with its reason: what train takes, and you may change.
     """
+    from medseg.check import examine
     from medseg.config import load
+    from medseg.io.atomic import write_text
     from medseg.listing import hanging
     from medseg.training.plan import make_plan
 
-    made = make_plan(load(config, overrides), watch=screen)
+    if output is not None and output.exists() and output.samefile(config):
+        advice = "Name another file."
+        raise UsageError("USAGE-PATH", str(output), "is the configuration that the plan is made from", advice)
+    settings = load(config, overrides)
+    found = examine(settings, watch=screen)
     screen.close()
-    lines = made.lines()
-    longest = max(len(what) for what, _ in lines)
-    for what, text in lines:
-        out.print(plain(hanging(text, width(), f"{what:<{longest}}  ", " " * (longest + 2))))
-    errors = any(finding.severity == "error" for finding in made.found.dataset.findings)
+    made = make_plan(settings, found)
+    rows = made.lines()
+    key, value = (max(len(row[n]) for row in rows) for n in (0, 1))
+    for what, chosen, why in rows:
+        start = f"{what:<{key}}  {chosen:<{value}}  "
+        out.print(plain(hanging(why, width(), start, " " * len(start))))
+    show_findings(made.warnings)
+    if output is not None:
+        write_text(output, made.to_yaml())
+    errors = any(finding.severity == "error" for finding in found.dataset.findings)
     if errors:
         out.print(plain(f"what is left out, and why: medseg check {config}"))
     return SOME_REJECTED if errors else DONE

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,16 @@ def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def dump(config: Config) -> str:
-    """Return the whole configuration as YAML that `parse` turns into an equal one; its paths are absolute."""
+def dump(config: Config, reasons: Mapping[str, str] | None = None) -> str:
+    """Return the whole configuration as YAML that `parse` turns into an equal one; its paths are absolute.
+
+    Args:
+        config: the settings.
+        reasons: `section.key`, or `section`, to a comment that stands on its line.
+    """
     data = _plain(config.model_dump())
     _resolve_paths(data, Path.cwd(), ())
-    return write_yaml(data)
+    return write_yaml(data, {tuple(name.split(".")): reason for name, reason in (reasons or {}).items()})
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

@@ -15,12 +15,19 @@ Width = Annotated[int, Field(ge=1, le=4096)]
 Widths = Annotated[tuple[Width, ...], Field(min_length=2, max_length=9)]
 """Channels of each stage. Nine stages shrink the image 256 times: more than any slice has to give."""
 
+FITTED_WIDTHS = (16, 32, 64, 128, 256)
+"""Channels of a U-Net whose `widths` are left to the plan: all of them, or fewer stages where slices are small."""
+
 
 class UNetConfig(Settings):
     """U-Net (Ronneberger 2015): the default choice, good with few cases."""
 
     name: Literal["unet"] = "unet"
-    widths: Widths = Field((64, 128, 256), description="channels of each stage, the last one is the bottleneck")
+    widths: Widths | None = Field(
+        (64, 128, 256),
+        description="channels of each stage, the last one is the bottleneck; null: 16, 32, 64, 128, 256, fewer stages "
+        "for small slices",
+    )
     norm: Literal["none", "batch", "instance", "group"] = Field(
         "none", description="normalisation after each convolution"
     )

@@ -89,9 +89,13 @@ class PrepareConfig(Settings):
 class AugmentConfig(Settings):
     """Random changes to a training slice, by MONAI transforms; probabilities are per slice, 0 switches a change off."""
 
-    mirror: float = Field(0.5, ge=0, le=1, description="probability of a left-right mirror image; sagittal: none")
+    mirror: float | None = Field(
+        None, ge=0, le=1, description="probability of a left-right mirror image; absent: 0.5, or 0 where sides differ"
+    )
     affine: float = Field(0.3, ge=0, le=1, description="probability of rotation, scaling and shift together")
-    rotation_deg: float = Field(20, ge=0, le=180, description="largest rotation either way, degrees")
+    rotation_deg: float | None = Field(
+        None, ge=0, le=180, description="largest rotation either way, degrees; absent: 20, or less for oblong pixels"
+    )
     scaling: float = Field(0.2, ge=0, lt=1, description="largest relative change of size either way")
     intensity: float = Field(0.3, ge=0, le=1, description="probability of each of: brightness, contrast (gamma), noise")
     blur: float = Field(0.1, ge=0, le=1, description="probability of a Gaussian blur")
@@ -163,8 +167,8 @@ class Config(Settings):
     prepare: PrepareConfig = PrepareConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = Field(
-        UNetConfig(widths=(16, 32, 64, 128, 256), norm="instance", activation="leaky_relu"),
-        description="the network; left out, a U-Net deeper than the document's and normalised; named, as in its paper",
+        UNetConfig(widths=None, norm="instance", activation="leaky_relu"),
+        description="the network; left out, a U-Net fitted to the slices and normalised; named, as in its paper",
     )
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()

@@ -11,7 +11,7 @@ Source: YAML 1.2.2, section 10.3 (core schema).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +93,23 @@ def plain_value(text: str) -> Plain:
     return text
 
 
-def write_yaml(data: Plain) -> str:
-    """Return YAML that `read_yaml`, and readers of YAML 1.1, turn back into `data` (which may hold booleans)."""
+def write_yaml(data: Plain, comments: Mapping[Place, str] | None = None) -> str:
+    """Return YAML that `read_yaml`, and readers of YAML 1.1, turn back into `data` (which may hold booleans).
+
+    Args:
+        data: the values.
+        comments: place of a section, or of a number, word or short list -> what stands behind it on its line.
+    """
     text: str = yaml.dump(
         data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120
     )
-    return text
+    if not comments:
+        return text
+    lines, numbers = text.split("\n"), read_yaml(text, "").lines
+    for place, comment in comments.items():
+        printable = "".join(letter if letter.isprintable() else " " for letter in comment)  # of one line, whatever
+        lines[numbers[place] - 1] += f"  # {printable}"
+    return "\n".join(lines)
 
 
 class _Dumper(yaml.SafeDumper):

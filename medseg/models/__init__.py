@@ -5,7 +5,14 @@ Every network maps (b, in_channels, h, w) to (b, out_channels, h, w) logits for 
 
 from __future__ import annotations
 
-from medseg.config.networks import BiSeNetConfig, DeepLabConfig, ModelConfig, SegNetConfig, UNetConfig
+from medseg.config.networks import (
+    FITTED_WIDTHS,
+    BiSeNetConfig,
+    DeepLabConfig,
+    ModelConfig,
+    SegNetConfig,
+    UNetConfig,
+)
 from medseg.models.bisenet import BiSeNet
 from medseg.models.deeplab import DeepLab
 from medseg.models.network import Cost, Network, describe
@@ -32,7 +39,7 @@ def build(config: ModelConfig, in_channels: int, out_channels: int) -> Network:
     settings = config.model_dump(exclude={"name"})
     match config:
         case UNetConfig():
-            return UNet(in_channels, out_channels, **settings)
+            return UNet(in_channels, out_channels, **settings | {"widths": config.widths or FITTED_WIDTHS})
         case SegNetConfig():
             return SegNet(in_channels, out_channels, **settings)
         case DeepLabConfig():

@@ -45,6 +45,10 @@ class UNet(Network):
         dropout: share of whole feature maps dropped after each block, in training.
         convs_per_stage: 3x3 convolutions in each block.
 
+    Attributes:
+        poolings: how often it halves the image.
+        sees: pixels across, that the logit of one pixel depends on (normalisation apart).
+
     Raises:
         ConfigError: CONFIG-VALUE, a setting out of its range.
     """
@@ -68,6 +72,7 @@ class UNet(Network):
         require(convs_per_stage >= 1, "UNet", f"convs_per_stage is {convs_per_stage}, wanted 1 or more")
         super().__init__(in_channels, out_channels, stride=2 ** (len(widths) - 1), normalised=norm != "none")
         self.poolings = len(widths) - 1
+        self.sees = _seen(self.poolings, convs_per_stage)
         block = partial(
             _block, convs=convs_per_stage, norm=norm, activation=activation, residual=residual, dropout=dropout
         )
@@ -98,6 +103,23 @@ class UNet(Network):
             if auxiliary and n in self.supervised:
                 logits.insert(0, getattr(self, f"aux{n}")(x))
         return [self.final(x), *logits]
+
+
+def _seen(poolings: int, convs: int) -> int:
+    """Return the receptive field: from a pixel of the logits back through the layers, the first and last pixel seen.
+
+    The widest of all places that a pixel can have within the coarsest one.
+    """
+    widest = 0
+    for place in range(1 << poolings):
+        first = last = place
+        for _ in range(poolings):  # back through a decoder stage, to the scale below it
+            first, last = (first - convs) // 2, (last + convs) // 2
+        first, last = first - convs, last + convs
+        for _ in range(poolings):  # back through a pooling and an encoder stage
+            first, last = 2 * first - convs, 2 * last + 1 + convs
+        widest = max(widest, last - first + 1)
+    return widest
 
 
 class _Residual(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,10 +15,6 @@ from medseg.store import Entry, SliceStore
 from medseg.training.loop import Batch
 from medseg.training.sampling import SliceId, epoch_batches
 from medseg.volume import UNANNOTATED
-
-LARGEST_PATCH = 320
-"""Longer sides of a training slice are cut: the cost of a step grows with the area, and a crop is augmentation too.
-Prediction always sees whole slices."""
 
 
 class TrainingSlices:
@@ -36,7 +30,7 @@ class TrainingSlices:
 
     def __init__(self, store: SliceStore, config: TrainConfig, augment: AugmentConfig, context: int, seed: int) -> None:
         if config.patch is None:
-            raise ConfigError("CONFIG-VALUE", "train.patch", "is not set", "Fit it with `fitted_patch`.")
+            raise ConfigError("CONFIG-VALUE", "train.patch", "is not set", "Fit it with `medseg.training.plan`.")
         self._store = store
         self._config = config
         self._context = context
@@ -80,14 +74,6 @@ class TrainingSlices:
             images.append(image)
             labels.append(numbers)
         return torch.stack(images), torch.stack(labels).long()
-
-
-def fitted_patch(entries: Sequence[Entry], stride: int) -> tuple[int, int]:
-    """Return the size of training slices: the cases' median, up to a multiple of the network's stride, bounded."""
-    rows, columns = np.median([entry.shape[2:] for entry in entries], axis=0)
-    largest = LARGEST_PATCH // stride * stride
-    sides = [min(largest, int(np.ceil(side / stride)) * stride) for side in (rows, columns)]
-    return sides[0], sides[1]
 
 
 class VolumeDice:

@@ -1,135 +1,325 @@
-"""`make_plan`: what training would do with a data set, decided by the same functions, and nothing written."""
+"""`make_plan`: from an examined data set to every decision of a training run, each made once and with its reason.
+
+`medseg plan` shows the plan, `medseg train` follows it. What a configuration leaves open is filled in; what it says
+stays as it says.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from medseg.check import Examination, examine
+import numpy as np
+import torch
+
+from medseg.augment import MIRROR, ROTATION_DEG
+from medseg.case import Finding
+from medseg.check import Examination
 from medseg.config import Config
+from medseg.config.load import dump
+from medseg.config.networks import FITTED_WIDTHS
+from medseg.config.settings import Plane
 from medseg.errors import ConfigError, InputError
-from medseg.fingerprint import Fingerprint, LabelFingerprint, fingerprint
-from medseg.models import build
-from medseg.models.network import Cost, describe
-from medseg.preparation import Channel, Preparation, decide, working_grid
-from medseg.progress import Watch, silent
-from medseg.store import Entry
-from medseg.training.data import fitted_patch
+from medseg.fingerprint import CaseMeasure, Fingerprint, LabelFingerprint, axis_of, fingerprint
+from medseg.models import Network, UNet, build
+from medseg.models.network import describe
+from medseg.prediction import choose_precision
+from medseg.preparation import PLANES, Preparation, decide, usual_normalisation
+from medseg.training.decisions import Decisions, shown, value_of
 from medseg.training.losses import build_loss
-from medseg.training.run import count_out_channels
+from medseg.training.sides import unlike_sides
+
+LEFT_OPEN = (
+    "prepare.plane",
+    "prepare.spacing_mm",
+    "prepare.normalise",
+    "prepare.window_hu",
+    "augment.mirror",
+    "augment.rotation_deg",
+    "model.widths",
+    "train.patch",
+    "train.precision",
+)
+"""Settings that may be left to the plan; the run folder's own configuration holds what was decided."""
+
+BLOCKING = ("DATA-SPLIT", "DATA-LABEL")
+"""Errors about the whole data set: a run that went on would not be the one that was asked for."""
+
+LARGEST_PATCH = 320
+"""Longer sides of a training slice are cut: the cost of a step grows with the area, and a crop is augmentation too.
+Prediction always sees whole slices."""
+
+SMALLEST_MAP = 4
+"""Pixels that the shorter side of the slices must leave at the bottom of the network: below, a 3x3 convolution sees
+more padding than image (nnU-Net's limit too, Isensee 2021)."""
+
+OBLONG = 1.25
+"""From this ratio of its sides on a pixel counts as oblong: 20 degrees then tilt a shape in mm by 5 more or less."""
+
+SPREAD = 2.0
+"""From this ratio of the largest spacing to the smallest on, a plan warns: the finest case loses half of its pixels,
+or a neighbouring slice is twice as far away as another case's."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `train` would do.
+    """What a training run does.
 
     Attributes:
-        config: the settings it starts from.
-        found: the examined data set: cases, findings, split.
+        config: with everything filled in that was left open.
+        reasons: setting (`section.key`) or section -> why it is what it is.
+        warnings: what deserves a second look before hours are spent.
         measured: the training cases in numbers.
         preparation: plane, spacing, normalisation, context.
-        patch: rows and columns of a training slice.
         out_channels: of the network.
-        cost: of the network, for an image of 256 x 256.
         slices: to train on.
     """
 
     config: Config
-    found: Examination
+    reasons: Mapping[str, str]
+    warnings: tuple[Finding, ...]
     measured: Fingerprint
     preparation: Preparation
-    patch: tuple[int, int]
     out_channels: int
-    cost: Cost
     slices: int
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Return what is planned, and how, for people."""
-        split, train, preparation = self.found.split, self.config.train, self.preparation
-        steps = train.steps_per_epoch or -(-self.slices // train.batch_size)
-        rows, columns = preparation.spacing_mm
-        held_out = len(split.validation) if split else 0
-        return [
-            ("cases", f"{self.measured.cases} to train on, {held_out} to validate, {self._left_out()} left out"),
-            *((f"label {label.name}", _label(label)) for label in self.measured.labels),
-            ("plane", f"{preparation.plane} (the cases: {_votes(self.measured)})"),
-            ("spacing", f"{rows:.3g} x {columns:.3g} mm in the plane; slices stay where they are"),
-            *((f"channel {channel.name}", _normalisation(channel, preparation)) for channel in preparation.channels),
-            ("context", f"{preparation.context} on each side of a slice: {preparation.in_channels} input channels"),
-            ("patch", f"{self.patch[0]} x {self.patch[1]} pixels"),
-            ("network", self._network()),
-            (
-                "training",
-                f"{train.epochs} epochs of {steps} steps; {self.slices} slices, {train.batch_size} in a step",
-            ),
-            ("recipe", f"{train.loss}, {train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}"),
+    def to_yaml(self) -> str:
+        """Return the configuration, with each reason as a comment on the line of its setting."""
+        return dump(self.config, self.reasons)
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Return setting, value and reason, for people; sections have no value."""
+        rows = [
+            (key, shown(value_of(self.config, key)) if "." in key else "", reason)
+            for key, reason in self.reasons.items()
         ]
-
-    def _left_out(self) -> int:
-        used = {case.id for case in self.found.dataset.cases}
-        return len(self.found.dataset.left_out - used)
-
-    def _network(self) -> str:
-        millions, billions = self.cost.parameters / 1e6, self.cost.multiply_adds / 1e9
-        cost = f"{millions:.2f} million parameters, {billions:.1f} G multiply-adds for 256 x 256"
-        return f"{self.config.model.name}, {self.out_channels} output channels, {cost}"
+        return [*rows, *((f"label {label.name}", "", _label(label)) for label in self.measured.labels)]
 
 
-def make_plan(config: Config, watch: Watch = silent) -> Plan:
-    """Examine the data set of a configuration and decide what `train` would; nothing is written.
+def make_plan(config: Config, found: Examination, device: torch.device | None = None) -> Plan:
+    """Decide how to train on a data set; nothing is written.
 
     Args:
         config: as `medseg.config.load` gives it.
-        watch: is told of each case.
+        found: its data set, examined.
+        device: that will train; without it, the precision stays open.
 
     Raises:
-        UsageError: a wrong configuration or path; MODEL-LOSS, DATA-SPLIT.
+        ConfigError: DATA-SPLIT when the cases cannot be divided, DATA-LABEL when no case has one of the labels,
+            MODEL-LOSS for a loss that cannot learn.
         InputError: DATA-EMPTY when no case is left to train on.
     """
     out_channels = count_out_channels(config)
     build_loss(config.train.loss, out_channels)
-    found = examine(config, watch=watch)
+    training, held_out = _sides(found)
+    measured = fingerprint(training, config)
+    decisions = Decisions(config)
+    left_out = len(found.dataset.left_out - {case.id for case in found.dataset.cases})
+    decisions.note("data", f"{len(training)} cases to train on, {held_out} to validate, {left_out} left out")
+    preparation = _prepare(decisions, measured)
+    _augment(decisions, measured, preparation)
+    stacks = [_stack(case, preparation) for case in training]  # (slices, rows, columns) of each case
+    rows, columns = np.median(stacks, axis=0)[1:].tolist()
+    network = _network(decisions, (rows, columns), preparation, out_channels)
+    _patch(decisions, (rows, columns), network.stride)
+    slices = sum(count for count, _, _ in stacks)
+    _training(decisions, measured, preparation, slices)
+    if device is not None:
+        bf16 = choose_precision(decisions.config.train.precision, device) == torch.bfloat16
+        why = f"the {device.type} {'computes' if bf16 else 'does not compute'} in bf16"
+        decisions.settle("train.precision", "bf16" if bf16 else "fp32", why)
+    warnings = tuple(_warnings(decisions.config, measured, preparation))
+    return Plan(decisions.config, decisions.reasons, warnings, measured, preparation, out_channels, slices)
+
+
+def count_out_channels(config: Config) -> int:
+    """Return the network's output channels: one behind a sigmoid for the binary losses, else labels and background.
+
+    Raises:
+        ConfigError: MODEL-LOSS for a binary loss with several labels.
+    """
+    if config.train.loss not in ("bce", "dice_bce"):
+        return len(config.labels) + 1
+    if len(config.labels) > 1:
+        problem = f"{config.train.loss} tells one label from background, there are {len(config.labels)}"
+        raise ConfigError("MODEL-LOSS", "train.loss", problem, "Use dice_cross_entropy.")
+    return 1
+
+
+def _sides(found: Examination) -> tuple[list[CaseMeasure], int]:
+    """Return the training cases' numbers, and how many cases are held out.
+
+    Raises:
+        ConfigError: DATA-SPLIT, DATA-LABEL.
+        InputError: DATA-EMPTY.
+    """
+    for finding in found.dataset.findings:
+        if finding.code in BLOCKING and finding.severity == "error":
+            raise ConfigError(finding.code, finding.where, finding.message)
     if found.split is None:
-        reasons = [finding.message for finding in found.dataset.findings if finding.code == "DATA-SPLIT"]
-        raise ConfigError("DATA-SPLIT", "data", "; ".join(reasons) or "the cases cannot be divided")
+        raise ConfigError("DATA-SPLIT", "data.split", "the cases cannot be divided")
     if not found.split.train:
         problem = f"no case is left to train on; {len(found.dataset.left_out)} were left out"
         raise InputError("DATA-EMPTY", "data", problem, "Run medseg check with this configuration.")
-    measured = fingerprint([found.measures[case] for case in found.split.train], config)
-    preparation = decide(config.prepare, measured, config.data.select)
-    entries = _entries(found, preparation)
-    network = build(config.model, preparation.in_channels, out_channels)
-    patch = config.train.patch or fitted_patch(entries, network.stride)
+    return [found.measures[case] for case in found.split.train], len(found.split.validation)
+
+
+# ------------------------------------------------------------------------------------------------------- preparation
+
+
+def _prepare(decisions: Decisions, measured: Fingerprint) -> Preparation:
+    cases = f"{measured.cases} training cases"
+    others = ", ".join(f"{plane} {count}" for plane, count in measured.planes.items() if plane != measured.plane)
+    votes = f"native plane of {measured.planes[measured.plane]} of {cases}{others and f' (others: {others})'}"
+    decisions.settle("prepare.plane", measured.plane, votes)
+    codes = PLANES[_plane(decisions.config)]
+    spacing = tuple(_rounded(mm, 6) for mm in measured.in_plane_spacing_mm(codes))
+    ranges = [(f"{low:.3g}", f"{high:.3g}") for low, high in measured.in_plane_range_mm(codes)]
+    spans = ["all alike" if low == high else f"{low} to {high}" for low, high in ranges]
+    span = spans[0] if spans[0] == spans[1] else f"rows {spans[0]}, columns {spans[1]}"
+    decisions.settle("prepare.spacing_mm", spacing, f"median of {cases} ({span})")
+    _normalise(decisions, measured)
+    preparation = decide(decisions.config.prepare, measured, decisions.config.data.select)
+    decisions.note("prepare.context", f"neighbours on each side: {preparation.in_channels} input channels")
+    return preparation
+
+
+def _normalise(decisions: Decisions, measured: Fingerprint) -> None:
+    """Settle how values are normalised, where that is the same for all channels; else the settings stay open."""
+    select = decisions.config.data.select
+    kinds = [usual_normalisation(*pair) for pair in zip(select, measured.channels, strict=True)]
+    modalities = sorted({name or "unknown modality" for channel in measured.channels for name in channel.modalities})
+    if len(set(kinds)) > 1 and decisions.config.prepare.normalise == "auto":
+        each = ", ".join(f"{channel.name} by {kind}" for channel, kind in zip(select, kinds, strict=True))
+        decisions.note("prepare.normalise", f"each channel its own: {each}")
+        return
+    scale = "one scale for all scans" if kinds[0] == "window" else "no common scale, so each scan by its own body"
+    decisions.settle("prepare.normalise", kinds[0], f"{', '.join(modalities)}: {scale}")
+    windows = {tuple(_rounded(x, 4) for x in channel.foreground_percentiles) for channel in measured.channels}
+    if decisions.config.prepare.normalise == "window" and len(windows) == 1:
+        why = "0.5 and 99.5 percentile of the voxels under the training labels"
+        decisions.settle("prepare.window_hu", windows.pop(), why)
+
+
+def _plane(config: Config) -> Plane:
+    return "axial" if config.prepare.plane == "auto" else config.prepare.plane
+
+
+def _rounded(value: float, digits: int) -> float:
+    """Round to significant digits: a header's 32-bit 0.97656202 is meant as 0.976562, and a person can read it."""
+    return float(f"{value:.{digits}g}")
+
+
+# ----------------------------------------------------------------------------------------------------- augmentation
+
+
+def _augment(decisions: Decisions, measured: Fingerprint, preparation: Preparation) -> None:
+    decisions.note("augment", "drawn anew for every slice of every epoch")
+    unlike = unlike_sides(preparation.plane, decisions.config.labels, measured)
+    decisions.settle("augment.mirror", 0.0 if unlike else MIRROR, unlike or "left and right are taken to be alike")
+    ratio = _oblong(preparation)
+    if ratio > OBLONG:
+        why = f"{ROTATION_DEG:g} / {ratio:.3g}: pixels are so many times as long as wide, and turning shears"
+        decisions.settle("augment.rotation_deg", _rounded(ROTATION_DEG / ratio, 3), why)
+    else:
+        decisions.settle("augment.rotation_deg", ROTATION_DEG, "pixels are square, or nearly")
+
+
+def _oblong(preparation: Preparation) -> float:
+    return max(preparation.spacing_mm) / min(preparation.spacing_mm)
+
+
+# ---------------------------------------------------------------------------------------------- network and training
+
+
+def _stack(case: CaseMeasure, preparation: Preparation) -> tuple[int, int, int]:
+    """Return slices, rows and columns that a case has after preparation, counted as `working_grid` counts them."""
+    rows, columns, normal = (axis_of(code) for code in preparation.codes)
+    height, width = preparation.spacing_mm
+    return (
+        case.shape[normal],
+        max(1, round(case.shape[rows] * case.spacing_mm[rows] / height)),
+        max(1, round(case.shape[columns] * case.spacing_mm[columns] / width)),
+    )
+
+
+def fitted_widths(rows: float, columns: float) -> tuple[int, ...]:
+    """Return the widths of a U-Net that is no deeper than slices of this size allow; two stages at least."""
+    stages = int(math.log2(max(1, min(rows, columns) / SMALLEST_MAP))) + 1
+    return FITTED_WIDTHS[: max(2, stages)]
+
+
+def fitted_patch(rows: float, columns: float, stride: int) -> tuple[int, int]:
+    """Return the size of training slices: the cases' median, up to a multiple of the network's stride, bounded."""
+    largest = LARGEST_PATCH // stride * stride
+    height, width = (min(largest, math.ceil(side / stride) * stride) for side in (rows, columns))
+    return height, width
+
+
+def _network(decisions: Decisions, size: tuple[float, float], preparation: Preparation, out_channels: int) -> Network:
+    if decisions.config.model.name == "unet":
+        decisions.fill("model.widths", fitted_widths(*size))
+    network = build(decisions.config.model, preparation.in_channels, out_channels)
     cost = describe(network, preparation.in_channels)
-    slices = sum(entry.shape[0] for entry in entries)
-    return Plan(config, found, measured, preparation, patch, out_channels, cost, slices)
+    millions, billions = cost.parameters / 1e6, cost.multiply_adds / 1e9
+    text = f"{millions:.2f} million parameters, {billions:.1f} G multiply-adds for 256 x 256 pixels"
+    decisions.note("model", f"{text}; {preparation.in_channels} input and {out_channels} output channels")
+    if isinstance(network, UNet):
+        rows, columns, bottom_rows, bottom_columns = (*size, *(math.ceil(side / network.stride) for side in size))
+        leave = f"the median slice of {rows:g} x {columns:g} leaves {bottom_rows} x {bottom_columns} at the bottom"
+        decisions.note("model.widths", f"{leave}; each pixel's logits see {network.sees} pixels across")
+    return network
 
 
-def _entries(found: Examination, preparation: Preparation) -> list[Entry]:
-    """Return the training cases' stored slices as they would be, by their headers."""
-    entries = []
-    training = set(found.split.train) if found.split else set()
-    for case in found.dataset.cases:
-        grid = case.scans[0].grid
-        if case.id in training and grid is not None:
-            rows, columns, count = working_grid(grid, preparation).shape
-            entries.append(Entry(case.id, Path(), (count, len(case.scans), rows, columns), {}))
-    return entries
+def _patch(decisions: Decisions, size: tuple[float, float], stride: int) -> None:
+    patch = fitted_patch(*size, stride)
+    part = "whole slices: their median size" if min(patch[0] - size[0], patch[1] - size[1]) >= 0 else "part of a slice"
+    decisions.settle("train.patch", patch, f"{part} of {size[0]:g} x {size[1]:g}, in multiples of {stride}")
+
+
+def _training(decisions: Decisions, measured: Fingerprint, preparation: Preparation, slices: int) -> None:
+    """Explain the recipe: nothing of it depends on the data."""
+    train = decisions.config.train
+    steps = train.steps_per_epoch or -(-slices // train.batch_size)
+    partly = ", wholly unannotated ones left out" if decisions.config.unannotated else ""
+    each = "every slice once" if train.steps_per_epoch is None else "drawn anew"
+    decisions.note("train.epochs", f"of {steps} steps: {train.epochs * steps} steps in all")
+    decisions.note("train.steps_per_epoch", f"{slices} training slices, {each}{partly}")
+    decisions.keep("train.batch_size", "slices in a step")
+    share = measured.label_slices[axis_of(preparation.codes[2])]
+    decisions.keep("train.foreground", f"labels stand in {share:.0%} of a case's slices")
+    rarest = min(label.share for label in measured.labels)
+    why = f"Dice, since the rarest label is {rarest:.2%} of a scan; cross-entropy for steady steps"
+    decisions.keep("train.loss", why)
+
+
+# ---------------------------------------------------------------------------------------------------------- warnings
+
+
+def _warnings(config: Config, measured: Fingerprint, preparation: Preparation) -> Iterator[Finding]:
+    """Yield what deserves a second look."""
+    for low, high in measured.in_plane_range_mm(preparation.codes):
+        if high > SPREAD * low:
+            text = f"pixels of {low:.3g} to {high:.3g} mm are brought to one size; the finest scans lose detail. "
+            advice = "A smaller prepare.spacing_mm keeps it, at the cost of time"
+            yield Finding("warning", "DATA-SPACING", "prepare.spacing_mm", text + advice)
+            break
+    low, high = measured.spacing_range_mm[axis_of(preparation.codes[2])]
+    if high > SPREAD * low and preparation.context:
+        text = f"slices lie {low:.3g} to {high:.3g} mm apart: neighbours mean other things from case to case. "
+        yield Finding("warning", "DATA-SPACING", "prepare.context", text + "prepare.context=0 does without them")
+    if _oblong(preparation) > SPREAD:
+        text = f"pixels of {shown(preparation.spacing_mm)} mm: {preparation.plane} slices cut across the thick slices. "
+        advice = f"prepare.plane={measured.plane} follows them" if measured.plane != preparation.plane else ""
+        yield Finding("warning", "DATA-PLANE", "prepare.plane", text + (advice or "See medseg check"))
+    unlike = unlike_sides(preparation.plane, config.labels, measured)
+    for key, asked in (("augment.mirror", config.augment.mirror), ("predict.mirror", config.predict.mirror)):
+        if unlike and asked:
+            yield Finding("warning", "DATA-SIDES", key, f"mirrors, though {unlike}. Set {key} to 0")
 
 
 def _label(label: LabelFingerprint) -> str:
     low, middle, high = (f"{ml:.0f}" if ml >= 100 else f"{ml:.3g}" for ml in label.volume_ml)
     sizes = f"{middle} ml in the median ({low} to {high}), {label.share:.2%} of the scan"
     return f"in {label.cases} cases; {sizes}"
-
-
-def _votes(measured: Fingerprint) -> str:
-    return ", ".join(f"{number} {plane}" for plane, number in measured.planes.items())
-
-
-def _normalisation(channel: Channel, preparation: Preparation) -> str:
-    if channel.window is not None:
-        low, high = channel.window
-        return f"clipped to {low:.4g} to {high:.4g}, then (value - {channel.mean:.4g}) / {channel.sd:.4g}"
-    clip = "clipped to the {:g} and {:g} percentile of the body, ".format(*preparation.percentiles)
-    return f"{clip if channel.normalise == 'percentile' else ''}mean 0 and standard deviation 1 inside the body"

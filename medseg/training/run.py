@@ -11,48 +11,34 @@ from typing import Any
 import torch
 
 from medseg.batch import predict_cases
-from medseg.case import Case, Dataset, Finding, Split
+from medseg.case import Case, Finding, Split
 from medseg.check import Examination, examine
 from medseg.config import Config
 from medseg.config.load import dump, load, parse
-from medseg.errors import ConfigError, InputError, MedsegError, RunError
-from medseg.fingerprint import Fingerprint, fingerprint
+from medseg.errors import MedsegError, RunError
 from medseg.io.atomic import write_text
 from medseg.io.lock import exclusive
 from medseg.io.nifti import write_mask
-from medseg.models import Network, build
+from medseg.models import build
 from medseg.models.model_folder import Model, ModelDescription, load_model, save_model
-from medseg.prediction import Predictor, choose_device, choose_precision
-from medseg.preparation import Preparation, decide
+from medseg.prediction import Predictor, choose_device
+from medseg.preparation import Preparation
 from medseg.progress import Watch, silent
 from medseg.reading import read_case
 from medseg.reference import describe_all, read_reference
 from medseg.report import Report, evaluate
 from medseg.store import SliceStore, build_store
-from medseg.training.data import TrainingSlices, VolumeDice, fitted_patch
+from medseg.training.data import TrainingSlices, VolumeDice
 from medseg.training.history import require_tensorboard, write_tensorboard
 from medseg.training.loop import Fitted, LoopOptions, fit, seed_everything
 from medseg.training.losses import build_loss
+from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels, make_plan
 from medseg.volume import UNANNOTATED
 
 log = logging.getLogger(__name__)
 
 MAY_CHANGE = ("train.device", "train.tensorboard")
 """Settings that a resumed run may have otherwise: they do not change the result."""
-
-MEASURED = (
-    "prepare.plane",
-    "prepare.spacing_mm",
-    "prepare.normalise",
-    "prepare.window_hu",
-    "train.patch",
-    "train.precision",
-)
-"""Settings that may be left to measurement; the run folder's own configuration holds what was measured."""
-
-
-BLOCKING = ("DATA-SPLIT", "DATA-LABEL")
-"""Errors about the whole data set: a run that went on would not be the one that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -96,37 +82,35 @@ def train(config: Config, output: Path, *, resume: bool = False, watch: Watch = 
         RunError: RUN-RESUME when the folder holds a run and `resume` is off, or one of another configuration; RUN-NAN,
             RUN-MEMORY, RUN-WRITE, RUN-DEVICE, RUN-BUSY.
     """
-    out_channels = count_out_channels(config)
-    build_loss(config.train.loss, out_channels)  # refuses, before any work, a loss that cannot learn
+    build_loss(config.train.loss, count_out_channels(config))  # refuses, before any work, a loss that cannot learn
     device = choose_device(config.train.device)
     if config.train.tensorboard:
         require_tensorboard()
     with exclusive(output):
         config = _begin(config, output, resume)
         found = examine(config, watch=watch)
-        split = _told(found, config, watch)
-        training, held_out = _sides(found.dataset, split)
-
-        measured = fingerprint([found.measures[case.id] for case in training], config)
-        preparation = decide(config.prepare, measured, config.data.select)
+        _tell(found, config, watch)
+        plan = make_plan(config, found, device)
+        for finding in plan.warnings:
+            watch("plan", 1, 1, str(finding))
+        config, preparation = plan.config, plan.preparation
+        training, held_out = _sides(found)
+        watch("plan", 1, 1, f"{len(training)} cases to train on, {len(held_out)} to validate")
         store = _prepared(training, preparation, config, output, watch)
         held_out_store = _prepared(held_out, preparation, config, output, watch) if held_out else None
 
         seed_everything(config.seed, config.train.deterministic)
-        network = build(config.model, preparation.in_channels, out_channels)
-        config = _resolved(config, preparation, store, network, device)
-        write_text(output / "config.yaml", dump(config))
+        network = build(config.model, preparation.in_channels, plan.out_channels)
+        if not (output / "config.yaml").is_file():  # a resumed run keeps the words of the plan that it began with
+            write_text(output / "config.yaml", plan.to_yaml())
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        augment = config.augment
-        if preparation.plane == "sagittal":  # its columns run from front to back, which are not alike
-            augment = augment.model_copy(update={"mirror": 0.0})
-        data = TrainingSlices(store, config.train, augment, preparation.context, config.seed)
+        data = TrainingSlices(store, config.train, config.augment, preparation.context, config.seed)
         validate = (
             None if held_out_store is None else VolumeDice(held_out_store, config, preparation.context, device, dtype)
         )
         options = LoopOptions(output, device, dtype, resume, watch)
         fitted = fit(network, data, validate, config.train, options)
-        description = _described(config, preparation, measured, out_channels)
+        description = _described(plan)
         save_model(output / "model", description, fitted.weights)
         report = _scored(load_model(output / "model"), held_out, config, output, watch) if held_out else None
         if report is not None:
@@ -137,20 +121,6 @@ def train(config: Config, output: Path, *, resume: bool = False, watch: Watch = 
     rejected = {**store.rejected, **(held_out_store.rejected if held_out_store else {})}
     left_out += tuple(Finding.from_error(error, case) for case, error in rejected.items())
     return TrainResult(output, fitted, report, left_out)
-
-
-def count_out_channels(config: Config) -> int:
-    """Return the network's output channels: one behind a sigmoid for the binary losses, else labels and background.
-
-    Raises:
-        ConfigError: MODEL-LOSS for a binary loss with several labels.
-    """
-    if config.train.loss not in ("bce", "dice_bce"):
-        return len(config.labels) + 1
-    if len(config.labels) > 1:
-        problem = f"{config.train.loss} tells one label from background, there are {len(config.labels)}"
-        raise ConfigError("MODEL-LOSS", "train.loss", problem, "Use dice_cross_entropy.")
-    return 1
 
 
 def _begin(config: Config, output: Path, resume: bool) -> Config:
@@ -178,37 +148,23 @@ def _changes(given: dict[str, Any], stored: dict[str, Any], prefix: str = "") ->
         name, new, old = f"{prefix}{key}", given.get(key), stored.get(key)
         if isinstance(new, dict) and isinstance(old, dict):
             found += _changes(new, old, f"{name}.")
-        elif new != old and name not in MAY_CHANGE and not (name in MEASURED and new in ("auto", None)):
+        elif new != old and name not in MAY_CHANGE and not (name in LEFT_OPEN and new in ("auto", None)):
             found.append(f"{name} was {old}, now {new}")
     return found
 
 
-def _told(found: Examination, config: Config, watch: Watch) -> Split:
-    """Say what was found, and return the split.
-
-    Raises:
-        ConfigError: DATA-SPLIT when the cases cannot be divided, DATA-LABEL when no case has one of the labels.
-        InputError: DATA-EMPTY when no case is left to train on.
-    """
+def _tell(found: Examination, config: Config, watch: Watch) -> None:
     for finding in found.dataset.findings:
         if finding.severity != "note":
             watch("check", 1, 1, str(finding))
     for line in describe_all(found.dataset.cases, config):
         watch("check", 1, 1, line)
-    for finding in found.dataset.findings:
-        if finding.code in BLOCKING and finding.severity == "error":
-            raise ConfigError(finding.code, finding.where, finding.message)
-    if found.split is None:
-        raise ConfigError("DATA-SPLIT", "data.split", "the cases cannot be divided")
-    if not found.split.train:
-        problem = f"no case is left to train on; {len(found.dataset.left_out)} were left out"
-        raise InputError("DATA-EMPTY", "data", problem, "Run medseg check with this configuration.")
-    watch("check", 1, 1, f"{len(found.split.train)} cases to train on, {len(found.split.validation)} to validate")
-    return found.split
 
 
-def _sides(dataset: Dataset, split: Split) -> tuple[list[Case], list[Case]]:
-    cases = {case.id: case for case in dataset.cases}
+def _sides(found: Examination) -> tuple[list[Case], list[Case]]:
+    """Return the cases to train on and those held out; `make_plan` has seen that there is a split."""
+    cases = {case.id: case for case in found.dataset.cases}
+    split = found.split or Split((), ())
     return [cases[name] for name in split.train], [cases[name] for name in split.validation]
 
 
@@ -239,35 +195,17 @@ def _prepared(
     return store
 
 
-def _resolved(
-    config: Config, preparation: Preparation, store: SliceStore, network: Network, device: torch.device
-) -> Config:
-    """Write the measured values into the configuration, so that the run can be read, repeated and resumed."""
-    patch = config.train.patch or fitted_patch(list(store), network.stride)
-    dtype = choose_precision(config.train.precision, device)
-    windows = [channel.window for channel in preparation.channels if channel.window is not None]
-    kinds = {channel.normalise for channel in preparation.channels}
-    prepare: dict[str, Any] = {"plane": preparation.plane, "spacing_mm": preparation.spacing_mm}
-    if len(kinds) == 1:
-        prepare |= {"normalise": kinds.pop(), "window_hu": windows[0] if len(set(windows)) == 1 else None}
-    train = {"patch": patch, "precision": "bf16" if dtype == torch.bfloat16 else "fp32"}
-    updates = {
-        "prepare": config.prepare.model_copy(update=prepare),
-        "train": config.train.model_copy(update=train),
-    }
-    return config.model_copy(update=updates)
-
-
-def _described(config: Config, preparation: Preparation, measured: Fingerprint, out_channels: int) -> ModelDescription:
+def _described(plan: Plan) -> ModelDescription:
+    config = plan.config
     return ModelDescription(
         network=config.model,
-        in_channels=preparation.in_channels,
-        out_channels=out_channels,
+        in_channels=plan.preparation.in_channels,
+        out_channels=plan.out_channels,
         labels=dict(config.label_names.names),
-        preparation=preparation.to_dict(),
+        preparation=plan.preparation.to_dict(),
         patch=config.train.patch or (1, 1),
         predict=config.predict,
-        trained_on=measured.to_dict(),
+        trained_on=plan.measured.to_dict(),
     )
 
 
