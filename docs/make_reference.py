@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from medseg.codes import CODES
 from medseg.config import AugmentConfig, ChannelConfig, Config, DataConfig, PredictConfig, PrepareConfig, TrainConfig
 from medseg.config.networks import BiSeNetConfig, DeepLabConfig, SegNetConfig, UNetConfig
+from medseg.config.settings import CleanConfig
 from medseg.io.atomic import write_text
 
 HERE = Path(__file__).parent
@@ -50,6 +51,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("model, when `name: bisenet`", "model.", BiSeNetConfig),
     ("train", "train.", TrainConfig),
     ("predict", "predict.", PredictConfig),
+    ("predict.clean, for each label", "", CleanConfig),
 )
 
 COMPONENTS = ("data", "prepare", "augment", "model", "train", "predict")

@@ -195,7 +195,8 @@ class _Run:
 
     def _key(self, case: Case) -> str:
         content = _hash_files([file for scan in case.scans for file in scan.files])
-        settings = [str(self.predictor.config.mirror), str(self.predictor.dtype)]
+        cleaning = {str(number): rule.model_dump() for number, rule in self.predictor.rules.items()}
+        settings = [str(self.predictor.config.mirror), str(self.predictor.dtype), json.dumps(cleaning)]
         decided = [content, self.predictor.model.hash, *settings, version("medseg")]
         return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 

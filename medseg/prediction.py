@@ -16,6 +16,7 @@ from medseg.config.settings import PredictConfig
 from medseg.errors import InputError, RunError
 from medseg.models import Network
 from medseg.models.model_folder import Model
+from medseg.postprocess import clean, rules_for
 from medseg.prepare import assemble, prepared_blocks, restore_block
 from medseg.slices import pad_to
 from medseg.volume import Mask, Volume
@@ -68,12 +69,17 @@ class Predictor:
 
     Args:
         model: as `load_model` gives it.
-        config: batch size, precision, device and mirroring.
+        config: batch size, precision, device, mirroring and cleaning.
+
+    Raises:
+        RunError: RUN-DEVICE when a GPU is asked for and absent.
+        UsageError: LABEL-UNKNOWN when a label is to be cleaned that the model does not have.
     """
 
     def __init__(self, model: Model, config: PredictConfig | None = None) -> None:
         self.model = model
         self.config = config or model.description.predict
+        self.rules = rules_for(model.labels, self.config.clean)
         self.device = choose_device(self.config.device)
         self._networks: list[Network] = [
             network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
@@ -99,7 +105,7 @@ class Predictor:
         if wanted and volume.modality and volume.modality.upper() != wanted.upper():
             problem = f"a {volume.modality} volume, the model takes {wanted}"
             raise InputError("MODEL-INPUT", "", problem, "Give the scans that the model was trained for.")
-        return assemble(volume.grid, self.model.preparation, self._blocks(volume))
+        return clean(assemble(volume.grid, self.model.preparation, self._blocks(volume)), self.rules)
 
     def _blocks(self, volume: Volume) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for block in prepared_blocks(volume, self.model.preparation, block=self.config.batch_size):

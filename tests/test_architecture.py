@@ -18,7 +18,7 @@ ROOMS = [
     ["errors"],
     ["progress"],
     ["grid"],
-    ["volume"],
+    ["volume", "pieces"],
     ["io.atomic", "io.lock"],
     ["io"],
     ["scan", "scan_ids"],
@@ -36,7 +36,7 @@ ROOMS = [
     ["report"],
     ["phantom"],
     ["preparation"],
-    ["reading", "intensity"],
+    ["reading", "intensity", "postprocess"],
     # torch and MONAI begin here
     ["slices"],
     ["prepare"],

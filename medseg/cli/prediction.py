@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from medseg.cli.terminal import Output, Positive, close_batch, given, screen
+
+if TYPE_CHECKING:
+    from medseg.config.settings import CleanConfig
+    from medseg.volume import Labels
 
 Format = Literal["nifti", "dicom-seg", "rtstruct"]
 Formats = Annotated[tuple[Format, ...], Parameter(consume_multiple=True, show_default=False)]
@@ -22,6 +27,7 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] | None = None,
     precision: Literal["auto", "fp32", "bf16"] | None = None,
     mirror: Annotated[bool | None, Parameter(negative="--no-mirror")] = None,
+    clean: str | None = None,
 ) -> int:
     """Segment every scan below the paths; masks lie on each scan's own grid.
 
@@ -34,14 +40,25 @@ def predict(
         device: where to compute.
         precision: arithmetic of the network.
         mirror: average with the left-right mirror image: twice the work.
+        clean: cleaning of the masks, as predict.clean in a configuration: "{tumour: {smallest_ml: 0.1}}".
     """
     scans = given(paths)
     from medseg.batch import predict_folder
     from medseg.models.model_folder import load_model
 
     loaded = load_model(model)
-    asked = {"batch_size": batch_size, "device": device, "precision": precision, "mirror": mirror}
+    asked: dict[str, object] = {"batch_size": batch_size, "device": device, "precision": precision, "mirror": mirror}
     changes = {key: value for key, value in asked.items() if value is not None}
+    if clean is not None:
+        changes["clean"] = cleaning(clean, loaded.labels)
     settings = type(loaded.description.predict).model_validate(loaded.description.predict.model_dump() | changes)
     ledger = predict_folder(scans, loaded, output, config=settings, formats=format, watch=screen)
     return close_batch(ledger, output)
+
+
+def cleaning(text: str, labels: Labels) -> dict[str, CleanConfig]:
+    """Read `--clean`, with the checks and the messages of a configuration for these labels."""
+    from medseg.config import parse
+
+    known = json.dumps({"labels": {name: number for number, name in labels}})
+    return parse(known, "--clean", [f"predict.clean={text}"]).predict.clean

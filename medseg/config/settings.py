@@ -131,6 +131,20 @@ class TrainConfig(Settings):
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra: tensorboard)")
 
 
+EVERY_LABEL = "all"
+"""Stands for the labels that `predict.clean` does not name."""
+
+
+class CleanConfig(Settings):
+    """Cleaning one label of a predicted mask, on the scan's own grid; leaves it as it is by default."""
+
+    largest_only: bool = Field(False, description="leave out all connected pieces but the largest")
+    smallest_ml: float = Field(0, ge=0, description="leave out connected pieces below this volume, in ml")
+    fill_holes: bool = Field(
+        False, description="fill background that the label alone encloses on all sides, above and below included"
+    )
+
+
 class PredictConfig(Settings):
     """From a model and a volume to a mask."""
 
@@ -138,6 +152,9 @@ class PredictConfig(Settings):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="as in training")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
     mirror: bool = Field(False, description="average with the left-right mirror image: twice the work")
+    clean: dict[str, CleanConfig] = Field(
+        {}, description="cleaning of the mask, by label name; `all`: the labels that are not named"
+    )
 
 
 def _label_table(value: object) -> object:
@@ -190,6 +207,13 @@ class Config(Settings):
             if source in seen or source in self.ignore:
                 name = f"label {seen[source]!r}" if source in seen else "ignore"
                 raise ValueError(f"unannotated and {name} both take {source!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _cleans_what_is_there(self) -> Config:
+        for name in self.predict.clean:
+            if name not in (*self.labels, EVERY_LABEL):
+                raise ValueError(f"predict.clean names {name!r}, the labels are {', '.join(self.labels)}")
         return self
 
     @property
