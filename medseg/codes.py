@@ -69,7 +69,7 @@ CODES: dict[str, str] = {
     "NIFTI-VALUES": "the voxels hold NaN or infinity",
     "NIFTI-SIZE": "the header claims more than the file or the memory can hold",
     "NIFTI-SHEAR": "warning: the axes of the sform are not at right angles",
-    "NIFTI-UNITS": "warning: lengths were in metres or microns and were converted",
+    "NIFTI-UNITS": "warning: lengths were in metres or microns and were converted, or may be",
     "NIFTI-NAME": "warning: the ending of the name and the content disagree about compression",
     # DICOM objects and series
     "DICOM-READ": "a file of the series is empty, damaged, cut short or not readable",

@@ -163,6 +163,10 @@ def _label_table(value: object) -> object:
     return value
 
 
+MAX_LABEL = 65535
+"""Masks hold 16-bit numbers."""
+
+
 class Config(Settings):
     """A whole configuration: one field for each component."""
 
@@ -200,6 +204,8 @@ class Config(Settings):
             for source in sources:
                 if source == 0:
                     raise ValueError(f"label {name!r} takes the number 0, which is background")
+                if isinstance(source, int) and source > MAX_LABEL:
+                    raise ValueError(f"label {name!r} takes the number {source}, wanted at most {MAX_LABEL}")
                 if source in seen:
                     raise ValueError(f"labels {seen[source]!r} and {name!r} both take {source!r}")
                 seen[source] = name

@@ -47,11 +47,12 @@ resamplers 2e-4; interpolation between two labels leaves far more."""
 KEPT_TYPES = frozenset(["u1", "i2", "u2", "i4", "f4"])
 """Types that voxels keep; all others are turned into one of these, or into float64, whichever is exact."""
 
-_ENDINGS = re.compile(r"(\.nii|\.nii\.gz|\.hdr)\Z", re.IGNORECASE)
+_ENDINGS = re.compile(r"\.(nii|hdr)(\.gz)?\Z", re.IGNORECASE)
+_VOXEL_ENDINGS = (".img", ".img.gz", ".IMG", ".IMG.GZ")
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file is one to read as NIfTI, by its name alone (`.nii`, `.nii.gz`, `.hdr` of a pair).
+    """Whether a file is one to read as NIfTI, by its name alone (`.nii`, `.hdr` of a pair, and either with `.gz`).
 
     AppleDouble companions (`._scan.nii.gz`) and medseg's own unfinished files are not.
     """
@@ -60,7 +61,7 @@ def is_nifti(path: Path) -> bool:
 
 
 def nifti_stem(path: Path) -> str:
-    """Return the file's name without `.nii`, `.nii.gz` or `.hdr`, in any case."""
+    """Return the file's name without `.nii`, `.nii.gz`, `.hdr` or `.hdr.gz`, in any case."""
     return _ENDINGS.sub("", path.name)
 
 
@@ -186,8 +187,7 @@ def _opened(path: Path) -> Iterator[tuple[Header, Source]]:
             raw = start.take(540)
             header = parse(raw, start.zipped, path)
             if header.paired:
-                voxels = path.with_suffix(".IMG" if path.suffix.isupper() else ".img")
-                source = Source(stack.enter_context(regular(voxels)), path)
+                source = Source(stack.enter_context(regular(_voxel_file(path))), path)
             else:
                 source = start
                 source.give_back(raw)
@@ -198,6 +198,12 @@ def _opened(path: Path) -> Iterator[tuple[Header, Source]]:
         raise NiftiError(
             "NIFTI-READ", str(path), f"cannot be read: {reason}", "Check the file and its rights."
         ) from error
+
+
+def _voxel_file(header: Path) -> Path:
+    """The other file of a pair; its usual name where there is none."""
+    found = [path for ending in _VOXEL_ENDINGS if (path := header.with_name(nifti_stem(header) + ending)).exists()]
+    return found[0] if found else header.with_name(nifti_stem(header) + ".img")
 
 
 def _check_size(header: Header, source: Source, path: Path) -> None:

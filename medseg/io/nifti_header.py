@@ -53,7 +53,8 @@ LABEL_INTENT = 1002
 """NIFTI_INTENT_LABEL (nifti1.h): the voxels are label numbers."""
 
 SPACING_RANGE_MM = (0.01, 100.0)
-"""What a spacing converted from metres or microns must come to; else the unit is wrong, not the scanner unusual."""
+"""What a spacing converted from metres or microns must come to; else the unit is wrong, not the scanner unusual. In
+millimetres, or without a unit, it may be a microscope's: a note says so."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +237,12 @@ def _grid(header: Nifti1Header, shape: Shape, path: Path) -> tuple[Grid, Notes]:
             path, problem, "Set the sform with the tool that wrote the file; left and right must be certain."
         )
     low, high = SPACING_RANGE_MM
-    if factor != 1 and not low <= min(grid.spacing) <= max(grid.spacing) <= high:
+    if not low <= min(grid.spacing) <= max(grid.spacing) <= high:
         spacing = " x ".join(f"{s:g}" for s in grid.spacing)
-        raise _geometry(
-            path, f"the spacing would be {spacing} mm in the unit that xyzt_units names", "Correct the unit."
-        )
+        if factor != 1:
+            problem = f"the spacing would be {spacing} mm in the unit that xyzt_units names"
+            raise _geometry(path, problem, "Correct the unit.")
+        notes += (("NIFTI-UNITS", f"the spacing of {spacing} mm is no scanner's; it may be in another unit"),)
     if sform and qform:
         notes += _compare(sform, qform, header, path)
     if grid.is_sheared:

@@ -232,6 +232,16 @@ def test_units(put, code, factor):
     assert [code for code, _ in notes] == ["NIFTI-UNITS"]
 
 
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_spacing_that_no_scanner_has_is_noted(put, code):
+    """0.0007 mm, or metres that the header does not name."""
+    grid, notes = read_header(
+        put(patched(image(phantom(), np.diag([1e-3, 1e-3, 1e-3, 1]) @ OBLIQUE), (UNITS, "b", code)))
+    )
+    assert np.allclose(grid.affine[:3], OBLIQUE[:3] / 1000, atol=1e-7)
+    assert [code for code, _ in notes] == ["NIFTI-UNITS"]
+
+
 def test_unknown_unit_is_millimetres(put):
     grid, notes = read_header(put(patched(image(phantom()), (UNITS, "b", 0))))
     assert np.allclose(grid.affine, OBLIQUE, atol=1e-5)
@@ -305,6 +315,18 @@ def test_pair(tmp_path):
     volume = read_volume(pair(tmp_path))
     assert np.array_equal(volume.voxels[0], phantom())
     assert np.allclose(volume.grid.affine, OBLIQUE, atol=1e-5)
+
+
+@pytest.mark.parametrize(("header", "voxels"), [("x.hdr", "x.img.gz"), ("x.hdr.gz", "x.img.gz"), ("X.HDR", "X.IMG")])
+def test_names_of_pairs(tmp_path, header, voxels):
+    whole = pair(tmp_path)
+    for name, source in ((header, whole), (voxels, whole.with_suffix(".img"))):
+        data = source.read_bytes()
+        source.unlink()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert is_nifti(tmp_path / header)
+    assert not is_nifti(tmp_path / voxels)
+    assert np.array_equal(read_volume(tmp_path / header).voxels[0], phantom())
 
 
 def test_pair_without_voxels(tmp_path):
@@ -507,6 +529,7 @@ def test_no_header_ends_in_a_traceback(tmp_path, noise, start):
         ("case_01.nii.gz", True, "case_01"),
         ("case.1.NII", True, "case.1"),
         ("spm.hdr", True, "spm"),
+        ("fsl.hdr.gz", True, "fsl"),
         ("spm.img", False, "spm.img"),
         ("._case.nii.gz", False, "._case"),
         (f"{PARTIAL_PREFIX}abc.nii.gz", False, f"{PARTIAL_PREFIX}abc"),
