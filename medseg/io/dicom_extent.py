@@ -48,6 +48,7 @@ class PixelElement:
         syntax: transfer syntax UID.
         little_endian: byte order of native pixels.
         swapped: pixels of one byte stored as big-endian words: each two bytes have changed places (PS3.5 8.1.1, A.3).
+        tiles: slices beside each other, and below each other, in an image that is a mosaic.
     """
 
     offset: int
@@ -64,11 +65,17 @@ class PixelElement:
     high_bit: int
     signed: bool
     swapped: bool = False
+    tiles: int = 1
 
     @property
     def is_native(self) -> bool:
         """Whether the pixels are stored as plain numbers."""
         return self.syntax in NATIVE
+
+    @property
+    def slice_shape(self) -> tuple[int, int]:
+        """Rows and columns of a slice: those of the image, but for mosaics."""
+        return self.rows // self.tiles, self.columns // self.tiles
 
     @property
     def frame_bytes(self) -> int:

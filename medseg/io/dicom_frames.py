@@ -26,6 +26,7 @@ Vector = tuple[float, float, float]
 Marks = tuple[tuple[str, str], ...]
 
 MARK_TAGS = {
+    "series number": (0x00200011,),
     "temporal position": (0x00200100,),
     "acquisition number": (0x00200012,),
     "echo": (0x00180086, 0x00180081),

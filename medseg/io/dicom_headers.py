@@ -8,7 +8,6 @@ guessed. Everything in this module is LPS and (row, column), as stored.
 from __future__ import annotations
 
 import hashlib
-import struct
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -19,8 +18,9 @@ from pydicom.filereader import read_partial
 from medseg.errors import DicomError
 from medseg.io.dicom_extent import LOSSY, PixelElement, check_extent
 from medseg.io.dicom_frames import MARK_TAGS, Frame, frame_of, macros_of
+from medseg.io.dicom_mosaic import IMAGE_HEADER, IMAGES, SERIES_HEADER, csa_slices, is_mosaic, place_tiles, tiles_across
 from medseg.io.dicom_open import PARSE_ERRORS, inflated, looks_like_dicom, open_regular, quiet, size_of
-from medseg.io.dicom_values import bytes_of, decoded, image_type, integer, items, stand_in, text
+from medseg.io.dicom_values import bytes_of, decoded, integer, items, stand_in, text
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -49,7 +49,7 @@ _TAGS = [
     *(0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x0008103E, 0x00100010, 0x00100020, 0x00100030),
     *(0x0020000D, 0x0020000E, 0x00200011, 0x00200013, 0x00200032, 0x00200037, 0x00200052, 0x00201002, 0x00540081),
     *(0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102),
-    *(0x00280103, 0x00280301, 0x00281052, 0x00281053, 0x00283000, 0x00282110, 0x0019100A, 0x00291010, 0x52009229),
+    *(0x00280103, 0x00280301, 0x00281052, 0x00281053, 0x00283000, 0x00282110, IMAGES, IMAGE_HEADER, 0x52009229),
     0x52009230,
     *(0x30060010, 0x30060020, 0x00620002, 0x00081115),
     *(tag for tags in MARK_TAGS.values() for tag in tags),
@@ -223,10 +223,20 @@ def _describe_image(header: Header, dataset: FileDataset, stop: _Stop) -> Header
         return replace(header, code="DICOM-PIXELS", reason="the header does not say whether pixels are signed")
     if pixels.frames > 1 or 0x52009230 in dataset:
         return _with_functional_frames(header, dataset)
-    if integer(dataset, 0x0019100A) or "MOSAIC" in image_type(dataset) or csa_slices(bytes_of(dataset, 0x00291010)):
-        reason = "a mosaic: many slices tiled into one image"
-        return replace(header, code="DICOM-MOSAIC", reason=reason, frames=(frame_of(header.path, 0, [dataset]),))
-    return replace(header, frames=(frame_of(header.path, 0, [dataset]),))
+    header = replace(header, frames=(frame_of(header.path, 0, [dataset]),))
+    return _with_tiles(header, dataset, pixels, stop.data) if is_mosaic(dataset) else header
+
+
+def _with_tiles(header: Header, dataset: Dataset, pixels: PixelElement, data: BinaryIO) -> Header:
+    """Take the slices of a mosaic apart."""
+    slices = csa_slices(dataset) or integer(dataset, IMAGES) or 0
+    data.seek(0)
+    protocol = read_partial(data, stop_when=_Stop(data, size_of(data)), force=True, specific_tags=[SERIES_HEADER])
+    frames = place_tiles(header.frames[0], pixels.rows, pixels.columns, slices, bytes_of(protocol, SERIES_HEADER))
+    if not frames:
+        reason = "a mosaic: many slices tiled into one image, and its header does not prove where they lie"
+        return replace(header, code="DICOM-MOSAIC", reason=reason)
+    return replace(header, frames=frames, pixels=replace(pixels, tiles=tiles_across(slices)))
 
 
 def _with_functional_frames(header: Header, dataset: Dataset) -> Header:
@@ -243,23 +253,6 @@ def _with_functional_frames(header: Header, dataset: Dataset) -> Header:
     common = [*macros_of(shared), dataset]
     frames = (frame_of(header.path, n, [*macros_of(group), *common]) for n, group in enumerate(groups))
     return replace(header, frames=tuple(frames))
-
-
-def csa_slices(header: bytes) -> int:
-    """How many slices a mosaic holds by Siemens' CSA image header, (0029,1010); 0 when it is none, or unreadable.
-
-    Source: nibabel's description of the format (nibabel/doc/source/dicom/siemens_csa.rst): a tag is its name in 64
-        bytes, then multiplicity, VR, type, number of items and a check value in 4 bytes each; an item has four numbers
-        of 4 bytes, the first of type 1 and the second of type 2 being its length, then its text.
-    """
-    at = header.find(b"NumberOfImagesInMosaic\0")
-    if at < 0 or len(header) < at + 100:
-        return 0
-    for length in struct.unpack_from("<2l", header, at + 84):
-        value = header[at + 100 : at + 100 + max(0, min(length, 16))].strip(b" \0")
-        if value.isdigit():
-            return int(value)
-    return 0
 
 
 def _syntax(dataset: Dataset) -> str:

@@ -70,6 +70,7 @@ def stored_runs(runs: Sequence[Run]) -> Iterator[Numbers]:
 
 def _batches(header: Header, numbers: Sequence[int]) -> Iterator[tuple[Header, tuple[int, ...]]]:
     size = max(1, BATCH_BYTES // max(1, header.pixels.frame_bytes if header.pixels else 1))
+    size *= header.pixels.tiles**2 if header.pixels else 1  # the slices of a mosaic come together
     bare = header.with_frames(())  # the frames' descriptions are not needed to decode
     for start in range(0, len(numbers), size):
         yield bare, tuple(numbers[start : start + size])
@@ -93,14 +94,23 @@ def stored_frames(header: Header, numbers: Sequence[int]) -> Iterator[Numbers]:
         raise DicomError("DICOM-PIXELS", header.path.name, "the file holds no pixel data", ADVICE)
     try:
         with open_data_set(header.path) as data:
-            for raw in _raw_frames(pixels, data, numbers):
-                yield _significant_bits(_checked(raw, pixels), pixels)
+            for raw in _raw_frames(pixels, data, [0] if pixels.tiles > 1 else numbers):
+                values = _significant_bits(_checked(raw, pixels), pixels)
+                yield from _tiles(values, pixels, numbers) if pixels.tiles > 1 else [values]
     except DicomError as error:
         raise DicomError(error.code, header.path.name, error.problem, ADVICE) from error
     except PARSE_ERRORS as error:
         logger.debug("decoding failed", exc_info=True)
         problem = f"the pixels cannot be decoded ({type(error).__name__})"
         raise DicomError("DICOM-PIXELS", header.path.name, problem, ADVICE) from error
+
+
+def _tiles(mosaic: Numbers, pixels: PixelElement, numbers: Sequence[int]) -> Iterator[Numbers]:
+    """Some slices of a mosaic, counted row by row."""
+    high, wide = pixels.slice_shape
+    for number in numbers:
+        down, right = divmod(number, pixels.tiles)
+        yield mosaic[down * high : (down + 1) * high, right * wide : (right + 1) * wide]
 
 
 def _raw_frames(pixels: PixelElement, data: BinaryIO, numbers: Sequence[int]) -> Iterator[Numbers]:

@@ -38,12 +38,13 @@ def without_copies(frames: Sequence[Frame], headers: Mapping[Path, Header]) -> t
 
 
 def _digest(header: Header, frame: Frame) -> object:
-    """Hash of a frame's stored pixels; of the whole pixel data and the frame's number where they are compressed."""
+    """Hash of a frame's stored pixels; of the whole pixel data and the frame's number where it is not alone."""
     pixels = header.pixels
     if pixels is None:
         return frame.path
-    number = frame.number if pixels.is_native else 0
-    length = pixels.frame_bytes if pixels.is_native else -1
+    alone = pixels.is_native and pixels.tiles == 1
+    number = frame.number if alone else 0
+    length = pixels.frame_bytes if alone else -1
     try:
         with open_data_set(header.path) as data:
             data.seek(pixels.offset + number * pixels.frame_bytes)
@@ -51,10 +52,11 @@ def _digest(header: Header, frame: Frame) -> object:
     except (DicomError, *PARSE_ERRORS):
         return frame.path
     layout = pixels.signed, pixels.stored, pixels.high_bit, pixels.allocated, pixels.little_endian
-    return pixels.syntax, layout, content, frame.number if not pixels.is_native else 0
+    return pixels.syntax, layout, content, 0 if alone else frame.number
 
 
 _SPLITTERS = (
+    "series number",
     *("temporal position", "acquisition number", "echo", "b-value", "private b-value", "image type"),
     *("inversion time", "flip angle", "sequence", "tube voltage", "kernel", "contrast agent", "stack"),
     *("gradient direction", "trigger time", "frame time", "acquisition time", "content time"),

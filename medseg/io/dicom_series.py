@@ -209,7 +209,7 @@ _HARD_NAMES = ("size", "pixel spacing", "frame of reference", "study", "kind of 
 
 def _hard_key(series: _Series, frame: Frame, first: Frame) -> tuple[object, ...]:
     header = series.of(frame)
-    size = (header.pixels.rows, header.pixels.columns) if header.pixels else None
+    size = header.pixels.slice_shape if header.pixels else None
     return size, _spacing_key(frame, first), header.frame_uid, header.study_uid, header.sop_class, header.modality
 
 
@@ -258,7 +258,7 @@ def _plan_one(series: _Series, frames: list[Frame], most: int) -> SeriesVolume:
         return series.rejected(frames, "DICOM-INCOMPLETE", reason)
     try:
         _check_rescale(series, frames)
-        layout = lay_out(frames, pixels.rows if pixels else 0, pixels.columns if pixels else 0)
+        layout = lay_out(frames, *(pixels.slice_shape if pixels else (0, 0)))
         ordered = tuple(frames[n] for n in layout.order)
         if interlock(ordered) and series.of(frames[0]).modality != "MR":  # where slices are acquired every second one
             raise DicomError("DICOM-MIXED", "", INTERLOCKED)

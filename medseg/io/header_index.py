@@ -29,7 +29,7 @@ from medseg.io.files import Found
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever a header is read or kept differently: an index of another format is ignored."""
 
 SETTLED_NS = 2 * 10**9

@@ -536,16 +536,17 @@ def enhanced_echoes(folder: Path) -> None:
 
 def csa_header(slices: int) -> bytes:
     """Siemens' CSA2 header with the number of slices in a mosaic, which ordinary images have too, without items."""
+    return csa2({b"EchoLinePosition": b"32", b"NumberOfImagesInMosaic": str(slices).encode() if slices else b""})
+
+
+def csa2(values: dict[bytes, bytes]) -> bytes:
     tags = b""
-    for name, text in (
-        (b"EchoLinePosition", b"32"),
-        (b"NumberOfImagesInMosaic", str(slices).encode() if slices else b""),
-    ):
+    for name, text in values.items():
         length = len(text) + 1 if text else 0
         tags += name.ljust(64, b"\0") + struct.pack("<l4slll", 1, b"US\0\0", 9, 6, 77)
         tags += struct.pack("<4l", length, length, 77, length) + text.ljust((length + 3) // 4 * 4, b"\0")
         tags += struct.pack("<4l", 0, 0, 77, 0) * 5
-    return b"SV10\4\3\2\1" + struct.pack("<LL", 2, 77) + tags
+    return b"SV10\4\3\2\1" + struct.pack("<LL", len(values), 77) + tags
 
 
 def csa(slices: int) -> Callable[[Dataset, int], None]:
@@ -554,6 +555,55 @@ def csa(slices: int) -> Callable[[Dataset, int], None]:
         dataset.add_new(0x00291010, "OB", csa_header(slices))
 
     return edit
+
+
+def mosaic(
+    orientation: tuple[float, ...] = oblique((12, -17, 23)),
+    numbers: range = range(SLICES),
+    moved_mm: float = 0,
+    counted: int = SLICES,
+    syntax: str = ExplicitVRLittleEndian,
+    times: int = 1,
+) -> Make:
+    """Mosaics of 5 x 5 tiles as a Siemens scanner makes them, of which the last five are empty.
+
+    Args:
+        orientation: of the slices.
+        numbers: which slice stands in each tile; the protocol lists them in the order of the scan.
+        moved_mm: how far the protocol's slices lie from where they are.
+        counted: slices by the protocol.
+        syntax: transfer syntax.
+        times: how many, one for each time point.
+    """
+
+    def make(folder: Path) -> None:
+        slices = series("MR", orientation=orientation, origin=(-11, -14, -22))
+        rows, columns = slices[0].Rows, slices[0].Columns
+        right, down = np.array(orientation[:3]) * 0.7, np.array(orientation[3:]) * 0.9
+        corners = np.array([[float(v) for v in d.ImagePositionPatient] for d in slices])
+        centres = corners + right * columns / 2 + down * rows / 2 + (0, 0, moved_mm)
+        whole = np.zeros((5 * rows, 5 * columns), np.int64)
+        for tile, number in enumerate(numbers):
+            y, x = divmod(tile, 5)
+            whole[y * rows : (y + 1) * rows, x * columns : (x + 1) * columns] = stored_pixels(slices[number])
+        image = slices[0]
+        image.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+        image.ImagePositionPatient = [f"{v:.9g}" for v in corners[numbers[0]] - right * 2 * columns - down * 2 * rows]
+        image.Rows, image.Columns = whole.shape
+        set_pixels(image, whole)
+        lines = [f"sSliceArray.lSize = {counted}"]
+        for number, centre in enumerate(centres):
+            for axis, value in zip(("Sag", "Cor", "Tra"), centre, strict=True):
+                lines.append(f"sSliceArray.asSlice[{number}].sPosition.d{axis}\t = \t{value:.9g}")
+        csa(len(numbers))(image, 0)
+        image.add_new(0x00291020, "OB", csa2({b"MrPhoenixProtocol": "\n".join(lines).encode()}))
+        images = [copy.deepcopy(image) for _ in range(times)]
+        for number, one in enumerate(images):
+            one.AcquisitionNumber = one.InstanceNumber = number + 1
+            one.SOPInstanceUID = generate_uid()
+        save(compress(images, syntax) if syntax == RLELossless else images, folder, syntax)
+
+    return make
 
 
 def eight_bits(dataset: Dataset, _n: int) -> None:
@@ -888,6 +938,14 @@ ROWS: list[tuple[str, Make, str]] = [
     ("mosaic known by its CSA header alone", each(csa(20), slices=1), "!DICOM-MOSAIC"),
     ("mosaics of a time series", each(csa(20)), "!DICOM-MOSAIC"),
     ("a CSA header that counts no mosaic", each(csa(0)), "ok"),
+    ("mosaic placed by its protocol", mosaic(), "ok"),
+    ("mosaic, sagittal", mosaic(SAGITTAL), "ok"),
+    ("mosaic, compressed", mosaic(syntax=RLELossless), "ok"),
+    ("mosaic, implicit VR", mosaic(syntax=ImplicitVRLittleEndian), "ok"),
+    ("mosaics of a time series, placed by their protocol", mosaic(times=3), "DICOM-SPLIT"),
+    ("mosaic in the other order than its protocol", mosaic(numbers=range(SLICES - 1, -1, -1)), "!DICOM-MOSAIC"),
+    ("mosaic whose protocol lists more slices", mosaic(counted=SLICES + 1), "!DICOM-MOSAIC"),
+    ("mosaic that lies beside its protocol", mosaic(moved_mm=0.1), "!DICOM-MOSAIC"),
     ("positions with noise of 1e-7", each(noisy_places, orientation=oblique((12, -17, 23))), "ok"),
     ("meta group without preamble and mark", all_without_mark, "ok"),
     ("DICOMDIR that lists files elsewhere", with_directory, "ok"),
