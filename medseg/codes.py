@@ -109,6 +109,7 @@ CODES: dict[str, str] = {
     "SKIP-OBJECT": "a DICOM object without slices",
     # a run
     "RUN-NAN": "the loss became NaN or infinite",
+    "RUN-BUDGET": "the budget leaves no time for anything useful",
     "RUN-RESUME": "the run cannot be resumed as asked",
     "RUN-MEMORY": "not enough memory",
     "RUN-DEVICE": "the device asked for is not there",

@@ -24,7 +24,7 @@ ROOMS = [
     ["scan", "scan_ids"],
     ["ledger", "outputs"],
     ["listing", "convert"],
-    ["config.frozen", "config.networks"],
+    ["config.frozen", "config.duration", "config.networks"],
     ["config"],
     ["case", "naming", "matching", "patients"],
     ["pairing", "reference"],

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from medseg.config.duration import Duration
 from medseg.config.frozen import Settings
 from medseg.config.networks import ModelConfig, UNetConfig
 from medseg.volume import UNANNOTATED, Labels
@@ -102,11 +103,19 @@ class AugmentConfig(Settings):
     low_resolution: float = Field(0.1, ge=0, le=1, description="probability of a coarser resolution, enlarged again")
 
 
+EPOCHS = 40
+"""Of a run that has neither `train.epochs` nor a budget."""
+
+
 class TrainConfig(Settings):
     """The training loop."""
 
-    epochs: int = Field(40, ge=1, description="passes over the training slices")
-    steps_per_epoch: int | None = Field(None, ge=1, description="steps in an epoch; every slice once when absent")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the training slices; as many as fit into `budget` when absent, else 40"
+    )
+    steps_per_epoch: int | None = Field(
+        None, ge=1, description="steps in an epoch; when absent, as `budget` wants them, else every slice once"
+    )
     batch_size: int = Field(12, ge=1, description="slices in a step")
     patch: tuple[int, int] | None = Field(
         None, description="rows and columns of a training slice, cut or padded; fitted to the cases when absent"
@@ -194,6 +203,11 @@ class Config(Settings):
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    budget: Duration | None = Field(
+        None,
+        description="time for the whole training, such as 90s, 10m or 1h30m; when the run first starts, it is turned "
+        "into `train.epochs` and `train.steps_per_epoch` by what this machine does in a second",
+    )
 
     @model_validator(mode="after")
     def _label_sources(self) -> Config:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.config.settings import TrainConfig
-from medseg.errors import RunError, first_line
+from medseg.errors import ConfigError, RunError, first_line
 from medseg.models import Network
 from medseg.prediction import is_out_of_memory
 from medseg.progress import Watch, silent
@@ -97,17 +97,19 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
     Raises:
         RunError: RUN-NAN when the loss is no number (the last checkpoint stays), RUN-MEMORY, RUN-WRITE, RUN-RESUME.
     """
-    folder, device, watch = options.folder, options.device, options.watch
+    if config.epochs is None:
+        raise ConfigError("CONFIG-VALUE", "train.epochs", "is not set", "Give a number, or a budget.")
+    epochs, folder, device, watch = config.epochs, options.folder, options.device, options.watch
     mixed = options.dtype == torch.bfloat16
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
-    state = TrainingState(network, config, total_steps=sum(data.steps(epoch) for epoch in range(config.epochs)))
+    state = TrainingState(network, config, total_steps=sum(data.steps(epoch) for epoch in range(epochs)))
     checkpoint = folder / "checkpoints" / "last.pt"
     if options.resume and checkpoint.is_file():
         state.restore(load_checkpoint(checkpoint))
         log.info("resumed after epoch %d", state.epoch)
     loss_of = build_loss(config.loss, network.out_channels)
 
-    while state.epoch < config.epochs and not state.out_of_patience:
+    while state.epoch < epochs and not state.out_of_patience:
         started, epoch_loss = time.perf_counter(), torch.zeros((), device=device)
         steps = data.steps(state.epoch)
         network.train()
@@ -125,20 +127,20 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
                 state.optimizer.step()
             state.after_step()
             epoch_loss += loss.detach()
-            watch(f"epoch {state.epoch + 1}/{config.epochs}", step + 1, steps)
+            watch(f"epoch {state.epoch + 1}/{epochs}", step + 1, steps)
         mean_loss = float(epoch_loss) / steps
         if not math.isfinite(mean_loss) or not state.is_finite:
             problem = f"the loss became {mean_loss}" if not math.isfinite(mean_loss) else "the weights became NaN"
             advice = "Start another run with -o and a lower train.learning_rate, or with train.precision=fp32."
             raise RunError("RUN-NAN", f"epoch {state.epoch + 1}", problem, advice)
-        last = state.epoch + 1 == config.epochs
+        last = state.epoch + 1 == epochs
         dice = math.nan
         if validate is not None and (last or (state.epoch + 1) % config.validate_every == 0):
             dice = validate(state.averaged)
         state.close_epoch(mean_loss, dice, time.perf_counter() - started)
         write_history(folder, state.history)  # first: what a kill between the two leaves too much is written anew
         save_checkpoint(checkpoint, state.to_dict())
-        watch("train", state.epoch, config.epochs, state.history[-1].line(config.epochs))
+        watch("train", state.epoch, epochs, state.history[-1].line(epochs))
     return Fitted(state.best, state.history, state.best_epoch, state.best_dice)
 
 

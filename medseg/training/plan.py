@@ -19,7 +19,7 @@ from medseg.check import Examination
 from medseg.config import Config
 from medseg.config.load import dump
 from medseg.config.networks import FITTED_WIDTHS
-from medseg.config.settings import Plane
+from medseg.config.settings import EPOCHS, Plane
 from medseg.errors import ConfigError, InputError
 from medseg.fingerprint import CaseMeasure, Fingerprint, LabelFingerprint, axis_of, fingerprint
 from medseg.models import Network, UNet, build
@@ -38,6 +38,8 @@ LEFT_OPEN = (
     "augment.mirror",
     "augment.rotation_deg",
     "model.widths",
+    "train.epochs",
+    "train.steps_per_epoch",
     "train.patch",
     "train.precision",
 )
@@ -279,12 +281,18 @@ def _patch(decisions: Decisions, size: tuple[float, float], stride: int) -> None
 
 
 def _training(decisions: Decisions, measured: Fingerprint, preparation: Preparation, slices: int) -> None:
-    """Explain the recipe: nothing of it depends on the data."""
+    """Explain the recipe: nothing of it depends on the data, but with a budget the number of steps on the machine."""
+    budget = decisions.config.budget
+    if budget is None:
+        decisions.fill("train.epochs", EPOCHS)
     train = decisions.config.train
     steps = train.steps_per_epoch or -(-slices // train.batch_size)
     partly = ", wholly unannotated ones left out" if decisions.config.unannotated else ""
     each = "every slice once" if train.steps_per_epoch is None else "drawn anew"
-    decisions.note("train.epochs", f"of {steps} steps: {train.epochs * steps} steps in all")
+    if train.epochs is None or (budget is not None and train.steps_per_epoch is None):
+        decisions.note("budget", "fixes the number of steps when the run first starts, by what the machine does")
+    else:
+        decisions.note("train.epochs", f"of {steps} steps: {train.epochs * steps} steps in all")
     decisions.note("train.steps_per_epoch", f"{slices} training slices, {each}{partly}")
     decisions.keep("train.batch_size", "slices in a step")
     share = measured.label_slices[axis_of(preparation.codes[2])]

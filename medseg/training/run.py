@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medseg.batch import predict_cases
-from medseg.case import Case, Finding, Split
-from medseg.check import Examination, examine
+from medseg.case import Case, Finding
 from medseg.config import Config
+from medseg.config.duration import seconds
 from medseg.config.load import dump, load, parse
 from medseg.errors import MedsegError, RunError
 from medseg.io.atomic import write_text
 from medseg.io.lock import exclusive
 from medseg.io.nifti import write_mask
-from medseg.models import build
+from medseg.models import Network, build
 from medseg.models.model_folder import Model, ModelDescription, load_model, save_model
 from medseg.prediction import Predictor, choose_device
-from medseg.preparation import Preparation
 from medseg.progress import Watch, silent
 from medseg.reading import read_case
-from medseg.reference import describe_all, read_reference
+from medseg.reference import read_reference
 from medseg.report import Report, evaluate
-from medseg.store import SliceStore, build_store
+from medseg.training.budget import rehearse, within_budget
+from medseg.training.cases import Prepared, prepare_cases
 from medseg.training.data import TrainingSlices, VolumeDice
 from medseg.training.history import require_tensorboard, write_tensorboard
 from medseg.training.loop import Fitted, LoopOptions, fit, seed_everything
 from medseg.training.losses import build_loss
-from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels, make_plan
+from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels
 from medseg.volume import UNANNOTATED
 
 log = logging.getLogger(__name__)
@@ -80,47 +81,70 @@ def train(config: Config, output: Path, *, resume: bool = False, watch: Watch = 
         UsageError: a wrong configuration or path; MODEL-LOSS for a loss that cannot learn.
         InputError: DATA-EMPTY when no case can be used.
         RunError: RUN-RESUME when the folder holds a run and `resume` is off, or one of another configuration; RUN-NAN,
-            RUN-MEMORY, RUN-WRITE, RUN-DEVICE, RUN-BUSY.
+            RUN-MEMORY, RUN-WRITE, RUN-DEVICE, RUN-BUSY; RUN-BUDGET when there is no time for anything useful.
     """
+    started = time.perf_counter()
     build_loss(config.train.loss, count_out_channels(config))  # refuses, before any work, a loss that cannot learn
     device = choose_device(config.train.device)
     if config.train.tensorboard:
         require_tensorboard()
     with exclusive(output):
-        config = _begin(config, output, resume)
-        found = examine(config, watch=watch)
-        _tell(found, config, watch)
-        plan = make_plan(config, found, device)
-        for finding in plan.warnings:
-            watch("plan", 1, 1, str(finding))
-        config, preparation = plan.config, plan.preparation
-        training, held_out = _sides(found)
-        watch("plan", 1, 1, f"{len(training)} cases to train on, {len(held_out)} to validate")
-        store = _prepared(training, preparation, config, output, watch)
-        held_out_store = _prepared(held_out, preparation, config, output, watch) if held_out else None
-
-        seed_everything(config.seed, config.train.deterministic)
-        network = build(config.model, preparation.in_channels, plan.out_channels)
+        cases = prepare_cases(_begin(config, output, resume), output, device, watch)
+        options = LoopOptions(output, device, _dtype(cases.plan.config), resume, watch)
+        cases = replace(cases, plan=_with_steps(cases, options, started))
         if not (output / "config.yaml").is_file():  # a resumed run keeps the words of the plan that it began with
-            write_text(output / "config.yaml", plan.to_yaml())
-        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        data = TrainingSlices(store, config.train, config.augment, preparation.context, config.seed)
-        validate = (
-            None if held_out_store is None else VolumeDice(held_out_store, config, preparation.context, device, dtype)
-        )
-        options = LoopOptions(output, device, dtype, resume, watch)
-        fitted = fit(network, data, validate, config.train, options)
-        description = _described(plan)
-        save_model(output / "model", description, fitted.weights)
-        report = _scored(load_model(output / "model"), held_out, config, output, watch) if held_out else None
-        if report is not None:
-            save_model(output / "model", description.model_copy(update={"scores": report.scores()}), fitted.weights)
-        if config.train.tensorboard:
-            write_tensorboard(output, fitted.epochs)
-    left_out = tuple(finding for finding in found.dataset.findings if finding.severity == "error")
-    rejected = {**store.rejected, **(held_out_store.rejected if held_out_store else {})}
-    left_out += tuple(Finding.from_error(error, case) for case, error in rejected.items())
-    return TrainResult(output, fitted, report, left_out)
+            write_text(output / "config.yaml", cases.plan.to_yaml())
+        fitted = fit(*_parts(cases, options), cases.plan.config.train, options)
+        report = _finished(cases, fitted, options)
+    return TrainResult(output, fitted, report, cases.left_out)
+
+
+def _dtype(config: Config) -> torch.dtype:
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+
+
+def _parts(cases: Prepared, options: LoopOptions) -> tuple[Network, TrainingSlices, VolumeDice | None]:
+    """Return what the loop works with, fresh: network, batches and validation."""
+    config, context = cases.plan.config, cases.plan.preparation.context
+    seed_everything(config.seed, config.train.deterministic)
+    network = build(config.model, cases.plan.preparation.in_channels, cases.plan.out_channels)
+    data = TrainingSlices(cases.store, config.train, config.augment, context, config.seed)
+    if cases.held_out_store is None:
+        return network, data, None
+    return network, data, VolumeDice(cases.held_out_store, config, context, options.device, options.dtype)
+
+
+def _with_steps(cases: Prepared, options: LoopOptions, started: float) -> Plan:
+    """Return the plan with its number of steps; a budget is for the time since `started`."""
+    plan, config = cases.plan, cases.plan.config
+    if config.budget is None or (config.train.epochs is not None and config.train.steps_per_epoch is not None):
+        return plan
+
+    def score(network: Network, some: Sequence[Case], folder: Path) -> None:
+        save_model(folder / "model", _described(plan), network.state_dict())
+        _scored(load_model(folder / "model"), some, config, folder, silent)
+
+    pace = rehearse(*_parts(cases, options), config.train, options, score, cases.held_out, config.budget)
+    left_s = seconds(config.budget) - (time.perf_counter() - started)
+    train = within_budget(config.budget, left_s, pace, config.train)
+    why = f"fits {config.budget}: {pace}"
+    options.watch("budget", 1, 1, f"{train.epochs} epochs of {train.steps_per_epoch} steps, which {why}")
+    reasons = {**plan.reasons, "budget": "as set", "train.epochs": why, "train.steps_per_epoch": why}
+    return replace(plan, config=config.model_copy(update={"train": train}), reasons=reasons)
+
+
+def _finished(cases: Prepared, fitted: Fitted, options: LoopOptions) -> Report | None:
+    """Write the model, score the held-out cases with it, and return their report; None without any."""
+    folder, config, description = options.folder, cases.plan.config, _described(cases.plan)
+    save_model(folder / "model", description, fitted.weights)
+    report = None
+    if cases.held_out:
+        report = _scored(load_model(folder / "model"), cases.held_out, config, folder, options.watch)
+    if report is not None:
+        save_model(folder / "model", description.model_copy(update={"scores": report.scores()}), fitted.weights)
+    if config.train.tensorboard:
+        write_tensorboard(folder, fitted.epochs)
+    return report
 
 
 def _begin(config: Config, output: Path, resume: bool) -> Config:
@@ -151,48 +175,6 @@ def _changes(given: dict[str, Any], stored: dict[str, Any], prefix: str = "") ->
         elif new != old and name not in MAY_CHANGE and not (name in LEFT_OPEN and new in ("auto", None)):
             found.append(f"{name} was {old}, now {new}")
     return found
-
-
-def _tell(found: Examination, config: Config, watch: Watch) -> None:
-    for finding in found.dataset.findings:
-        if finding.severity != "note":
-            watch("check", 1, 1, str(finding))
-    for line in describe_all(found.dataset.cases, config):
-        watch("check", 1, 1, line)
-
-
-def _sides(found: Examination) -> tuple[list[Case], list[Case]]:
-    """Return the cases to train on and those held out; `make_plan` has seen that there is a split."""
-    cases = {case.id: case for case in found.dataset.cases}
-    split = found.split or Split((), ())
-    return [cases[name] for name in split.train], [cases[name] for name in split.validation]
-
-
-READ_BY: dict[str, Any] = {
-    "labels": True,
-    "ignore": True,
-    "unannotated": True,
-    "data": {"resample_references"},
-}
-"""The settings that a reference is read by."""
-
-
-def _prepared(
-    cases: Sequence[Case], preparation: Preparation, config: Config, output: Path, watch: Watch
-) -> SliceStore:
-    done = 0
-
-    def progress(case: Case) -> None:
-        nonlocal done
-        done += 1
-        watch("prepare", done, len(cases))
-
-    settings = config.model_dump(mode="json", include=READ_BY)
-    reader = lambda case, grid: read_reference(case, grid, config)  # noqa: E731  the store's callback
-    store = build_store(cases, output / "prepared", preparation, reader, settings, progress)
-    for case, error in store.rejected.items():
-        watch("prepare", done, len(cases), f"error: {case} is left out: {error}")
-    return store
 
 
 def _described(plan: Plan) -> ModelDescription:

@@ -18,7 +18,7 @@ from medseg.fingerprint import CaseMeasure, fingerprint
 from medseg.models import UNet
 from medseg.preparation import working_grid
 from medseg.store import SliceStore
-from medseg.training import run, train
+from medseg.training import cases, train
 from medseg.training.plan import LEFT_OPEN, Plan, fitted_patch, fitted_widths, make_plan
 from medseg.training.sides import labels_with_a_side
 from tests.studies import GRID, nifti_study, settings
@@ -96,8 +96,8 @@ def test_training_follows_the_plan_and_a_resumed_run_keeps_its_words(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores: list[SliceStore] = []
-    build = run.build_store
-    monkeypatch.setattr(run, "build_store", lambda *args: stores.append(build(*args)) or stores[-1])
+    build = cases.build_store
+    monkeypatch.setattr(cases, "build_store", lambda *args: stores.append(build(*args)) or stores[-1])
     config = open_settings(study, epochs=1)
     train(config, tmp_path / "run")
     text = (tmp_path / "run" / "config.yaml").read_text()

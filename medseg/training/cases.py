@@ -1,0 +1,107 @@
+"""The cases of a training run: examined, divided, and prepared in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.case import Case, Finding, Split
+from medseg.check import Examination, examine
+from medseg.config import Config
+from medseg.preparation import Preparation
+from medseg.progress import Watch
+from medseg.reference import describe_all, read_reference
+from medseg.store import SliceStore, build_store
+from medseg.training.plan import Plan, make_plan
+
+READ_BY: dict[str, Any] = {
+    "labels": True,
+    "ignore": True,
+    "unannotated": True,
+    "data": {"resample_references"},
+}
+"""The settings that a reference is read by."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains and validates on.
+
+    Attributes:
+        plan: what it does with them.
+        held_out: the validation cases.
+        store: slices of the training cases.
+        held_out_store: slices of the validation cases; None without any.
+        left_out: what could not be used, with reasons.
+    """
+
+    plan: Plan
+    held_out: tuple[Case, ...]
+    store: SliceStore
+    held_out_store: SliceStore | None
+    left_out: tuple[Finding, ...]
+
+
+def prepare_cases(config: Config, output: Path, device: torch.device, watch: Watch) -> Prepared:
+    """Examine the data set of a configuration, plan, and prepare the slices.
+
+    Args:
+        config: as `medseg.config.load` gives it.
+        output: the run folder.
+        device: that will train.
+        watch: is told of each case and finding.
+
+    Raises:
+        UsageError: as `medseg.check.examine` and `make_plan`.
+        InputError: DATA-EMPTY when no case can be used.
+        RunError: RUN-WRITE.
+    """
+    found = examine(config, watch=watch)
+    _tell(found, config, watch)
+    plan = make_plan(config, found, device)
+    for finding in plan.warnings:
+        watch("plan", 1, 1, str(finding))
+    training, held_out = _sides(found)
+    watch("plan", 1, 1, f"{len(training)} cases to train on, {len(held_out)} to validate")
+    store = _stored(training, plan.preparation, config, output, watch)
+    held_out_store = _stored(held_out, plan.preparation, config, output, watch) if held_out else None
+    left_out = tuple(finding for finding in found.dataset.findings if finding.severity == "error")
+    rejected = {**store.rejected, **(held_out_store.rejected if held_out_store else {})}
+    left_out += tuple(Finding.from_error(error, case) for case, error in rejected.items())
+    return Prepared(plan, tuple(held_out), store, held_out_store, left_out)
+
+
+def _tell(found: Examination, config: Config, watch: Watch) -> None:
+    for finding in found.dataset.findings:
+        if finding.severity != "note":
+            watch("check", 1, 1, str(finding))
+    for line in describe_all(found.dataset.cases, config):
+        watch("check", 1, 1, line)
+
+
+def _sides(found: Examination) -> tuple[list[Case], list[Case]]:
+    """Return the cases to train on and those held out; `make_plan` has seen that there is a split."""
+    cases = {case.id: case for case in found.dataset.cases}
+    split = found.split or Split((), ())
+    return [cases[name] for name in split.train], [cases[name] for name in split.validation]
+
+
+def _stored(cases: Sequence[Case], preparation: Preparation, config: Config, output: Path, watch: Watch) -> SliceStore:
+    done = 0
+
+    def progress(case: Case) -> None:
+        nonlocal done
+        done += 1
+        watch("prepare", done, len(cases))
+
+    settings = config.model_dump(mode="json", include=READ_BY)
+    reader = partial(read_reference, config=config)
+    store = build_store(cases, output / "prepared", preparation, reader, settings, progress)
+    for case, error in store.rejected.items():
+        watch("prepare", done, len(cases), f"error: {case} is left out: {error}")
+    return store
