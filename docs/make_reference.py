@@ -36,6 +36,7 @@ FAMILIES: dict[str, str] = {
     "NIFTI": "NIfTI files",
     "DICOM": "DICOM objects and series",
     "SKIP": "Files that are no scans",
+    "REVIEW": "Flags of predicted cases: what to look at (review.csv)",
     "RUN": "A run",
 }
 """First word of a code -> title of its table, in the order of the page."""

@@ -107,6 +107,18 @@ CODES: dict[str, str] = {
     "SKIP-UNREADABLE": "a file or folder that cannot be opened",
     "SKIP-DAMAGED": "a damaged DICOM file that belongs to no series",
     "SKIP-OBJECT": "a DICOM object without slices",
+    # predicted cases that a person should look at
+    "REVIEW-MODALITY": "warning: the scan is of another modality than the training scans",
+    "REVIEW-EMPTY": "warning: nothing was found",
+    "REVIEW-DICE": "warning: the model is not sure of its outline",
+    "REVIEW-BODY-PART": "warning: the header names another part of the body than those of the training scans",
+    "REVIEW-INTENSITY": "warning: the grey values of the body are outside those of the training scans",
+    "REVIEW-SPACING": "warning: the spacing of the voxels is outside that of the training scans",
+    "REVIEW-LABEL": "warning: a label that most training cases have was not found",
+    "REVIEW-VOLUME": "warning: a label is larger or smaller than in any training case",
+    "REVIEW-PIECES": "warning: a label is in more pieces than in any training case",
+    "REVIEW-FIELD": "warning: the scan covers more or less of the body than the training scans",
+    "REVIEW-BORDER": "warning: a label touches the end of the scan",
     # a run
     "RUN-NAN": "the loss became NaN or infinite",
     "RUN-BUDGET": "the budget leaves no time for anything useful",

@@ -21,6 +21,7 @@ from scipy import ndimage
 from medseg.case import Case, Finding
 from medseg.config.settings import Config, Plane
 from medseg.errors import InputError, UsageError
+from medseg.facts import LabelFacts, ScanFacts, Seen, body_sample, joined, label_facts, profile_of, seen_in
 from medseg.grid import Grid
 from medseg.reference import open_reference
 from medseg.scan import Scan, read
@@ -40,9 +41,6 @@ PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 THICK = 1.25
 """An axis whose spacing exceeds the next one's by this factor is the stack axis of a NIfTI; below it (thin CT, 3-D MR)
 the spacing does not tell."""
-
-BODY_SHARE = 0.1
-"""Body: what lies above the low end of the intensity range by more than this share of it; air in MR is less."""
 
 MIN_PAIRED = 3
 MOST = 0.8
@@ -86,6 +84,8 @@ class CaseMeasure:
         label_voxels: of each label, in the order of the configuration.
         label_boxes_mm: where each lies: start and stop along x, y, z, from the scan's first voxel; None when absent.
         label_slices: number of slices that hold any label, across x, y, z.
+        label_facts: what masks are compared by after prediction, of each label.
+        body_part: as the first scan's header says; empty when unknown.
         unannotated: voxels that nobody annotated.
     """
 
@@ -98,12 +98,21 @@ class CaseMeasure:
     label_voxels: tuple[int, ...]
     label_boxes_mm: tuple[Box | None, ...]
     label_slices: tuple[int, int, int]
+    label_facts: tuple[LabelFacts, ...]
+    body_part: str = ""
     unannotated: int = 0
 
     @property
     def voxels(self) -> int:
         """Number of voxels."""
         return math.prod(self.shape)
+
+    @property
+    def scan_facts(self) -> ScanFacts:
+        """What scans are compared by before prediction."""
+        profiles = tuple(profile_of(channel.body) for channel in self.channels)
+        modalities = tuple(channel.modality for channel in self.channels)
+        return ScanFacts(self.body_part, self.spacing_mm, self.shape, modalities, profiles)
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,7 @@ class Fingerprint:
         labels: sizes.
         label_slices: median share of the slices that hold any label, across x, y, z.
         mirrored: pairs of labels of which one is the other's mirror image, left and right, by their place and size.
+        seen: how far the cases reach, for the flags of predicted cases.
     """
 
     cases: int
@@ -173,6 +183,7 @@ class Fingerprint:
     labels: tuple[LabelFingerprint, ...]
     label_slices: tuple[float, float, float]
     mirrored: tuple[tuple[str, str], ...]
+    seen: Seen
 
     def in_plane_spacing_mm(self, codes: str) -> tuple[float, float]:
         """Median spacing along the first two axes of cases in orientation `codes` (such as "PLS": rows run along y)."""
@@ -234,6 +245,8 @@ def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding
         label_voxels=tuple(counts[1 : len(config.labels) + 1].tolist()),
         label_boxes_mm=_boxes(labels, ordered.spacing, len(config.labels)),
         label_slices=_slices_with_labels(labels),
+        label_facts=label_facts(mask, len(config.labels)),
+        body_part=case.scans[0].body_part,
         unannotated=int(counts[UNANNOTATED]),
     )
     return measured, reading.findings
@@ -272,8 +285,7 @@ def native_plane(scan: Scan, grid: Grid) -> Plane:
 def _measure_channel(volume: Volume, mask: Mask, modality: str, case_id: str) -> ChannelMeasure:
     voxels = volume.voxels[0]
     low, high = _range(voxels, case_id)
-    values = _strided(voxels, SAMPLE * 5)  # a fifth of a field of view is body, at the least
-    body = values[values > _body_threshold(values, modality)]
+    body = body_sample(voxels, modality)
     thin = max(1, -(-len(body) // SAMPLE))
     return ChannelMeasure(
         modality=modality,
@@ -296,24 +308,6 @@ def _range(voxels: NDArray[np.generic], case_id: str) -> tuple[float, float]:
     if not math.isfinite(high - low):
         raise InputError("DATA-VALUES", case_id, "the scan holds NaN or infinity", "Export it again.")
     return low, high
-
-
-def _strided(voxels: NDArray[np.generic], wanted: int) -> Sample:
-    """Return about `wanted` values, evenly spread.
-
-    The stride shares no factor with the shape: it would meet the same columns again and others never.
-    """
-    step = max(1, voxels.size // wanted)
-    while any(math.gcd(step, n) > 1 for n in voxels.shape if n > 1) and step > 1:
-        step += 1
-    return np.asarray(voxels.flat[::step], dtype=np.float32)
-
-
-def _body_threshold(values: Sample, modality: str) -> float:
-    if modality == "CT":
-        return -500.0  # half-way between air (-1000 HU) and water (0 HU)
-    low, high = np.percentile(values, (0.5, 99.5))
-    return float(low + BODY_SHARE * (high - low)) if high > low else -math.inf
 
 
 def _under_labels(volume: Volume, mask: Mask) -> Sample:
@@ -370,6 +364,7 @@ def fingerprint(measures: Sequence[CaseMeasure], config: Config) -> Fingerprint:
         labels=tuple(_label(name, number, measures) for number, name in enumerate(config.labels)),
         label_slices=_shares(measures),
         mirrored=_mirrored(list(config.labels), [measure.label_boxes_mm for measure in measures]),
+        seen=joined([seen_in(m.scan_facts, dict(zip(config.labels, m.label_facts, strict=True))) for m in measures]),
     )
 
 

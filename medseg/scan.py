@@ -55,6 +55,7 @@ class Scan:
         study_uid: StudyInstanceUID.
         frame_uid: FrameOfReferenceUID.
         description: SeriesDescription, for selection only; never written.
+        body_part: BodyPartExamined, one of the standard's own terms; "" when unknown.
         code: why the scan is unfit, "" when it is fit.
         reason: the same in words.
         warnings: what is odd but understood.
@@ -73,6 +74,7 @@ class Scan:
     study_uid: str = field(default="", repr=False)
     frame_uid: str = field(default="", repr=False)
     description: str = field(default="", repr=False)
+    body_part: str = ""
     code: str = ""
     reason: str = ""
     warnings: tuple[Note, ...] = ()
@@ -298,6 +300,7 @@ def _dicom_scan(case_id: str, volume: SeriesVolume) -> Scan:
         study_uid=header.study_uid,
         frame_uid=header.frame_uid,
         description=header.description,
+        body_part=header.body_part,
         code=volume.code,
         reason=volume.reason,
         warnings=tuple(Note(code, message) for code, message in volume.notes),

@@ -29,7 +29,7 @@ ROOMS = [
     ["case", "naming", "matching", "patients"],
     ["pairing", "reference"],
     ["dataset"],
-    ["fingerprint"],
+    ["fingerprint", "facts"],
     ["check"],
     ["metrics"],
     ["statistics"],
@@ -37,6 +37,7 @@ ROOMS = [
     ["phantom"],
     ["preparation"],
     ["reading", "intensity", "postprocess"],
+    ["quality", "review"],
     # torch and MONAI begin here
     ["slices"],
     ["prepare"],
@@ -156,7 +157,7 @@ def test_every_code_that_is_raised_is_in_the_catalogue() -> None:
 
     from medseg.codes import CODES
 
-    code = re.compile(r'"((?:USAGE|CONFIG|MODEL|GRID|LABEL|DATA|RUN|NIFTI|MASK|DICOM)-[A-Z]+(?:-[A-Z]+)*)"')
+    code = re.compile(r'"((?:USAGE|CONFIG|MODEL|GRID|LABEL|DATA|RUN|NIFTI|MASK|DICOM|REVIEW)-[A-Z]+(?:-[A-Z]+)*)"')
     used = {
         found for path in FILES if path.name != "codes.py" for found in code.findall(path.read_text(encoding="utf-8"))
     }

@@ -17,6 +17,7 @@ from medseg.case import Case
 from medseg.check import examine
 from medseg.config import ChannelConfig, Config
 from medseg.errors import InputError, UsageError
+from medseg.facts import LabelFacts, seen_by
 from medseg.fingerprint import SAMPLE, CaseMeasure, ChannelMeasure, fingerprint, measure_case, native_plane
 from medseg.grid import Grid
 from medseg.scan import find_scans
@@ -186,6 +187,7 @@ def measured(name: str, value: float = 0, **more: object) -> CaseMeasure:
         "label_voxels": (600,),
         "label_boxes_mm": (((2.0, 5.0), (2.0, 6.0), (0.0, 30.0)),),
         "label_slices": (3, 4, 15),
+        "label_facts": (LabelFacts(1.8, 1),),
         **more,
     }
     return CaseMeasure(id=name, channels=(channel,), **facts)  # type: ignore[arg-type]
@@ -278,6 +280,16 @@ def test_the_order_of_cases_does_not_matter_to_the_last_bit(seed: int, random) -
         cases.append(CaseMeasure(**{**vars(measured(str(number), spacing_mm=spacing)), "channels": (channel,)}))
     shuffled = random.sample(cases, len(cases))
     assert fingerprint(shuffled, Config()).to_dict() == fingerprint(cases, Config()).to_dict()
+
+
+def test_how_far_the_cases_reach_is_read_again_from_the_plain_form() -> None:
+    cases = [measured("a", 3), measured("b", 9, shape=(10, 20, 60), label_facts=(LabelFacts(0.9, 4),))]
+    found = fingerprint(cases, Config())
+    assert found.seen.extent_mm[:2] == ((10, 10), (20, 20))
+    assert found.seen.extent_mm[2] == (90, 180)  # 30 and 60 slices of 3 mm
+    assert found.seen.labels["tumour"].volume_ml == (0.9, 1.8)
+    assert found.seen.channels[0].profile == ((3, 9),) * 5
+    assert seen_by(json.loads(json.dumps(found.to_dict()))) == found.seen
 
 
 def test_the_plain_form_is_json_and_nothing_is_lost() -> None:

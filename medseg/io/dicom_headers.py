@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import read_partial
 
 from medseg.errors import DicomError
+from medseg.io.dicom_body_parts import body_part
 from medseg.io.dicom_extent import LOSSY, PixelElement, check_extent
 from medseg.io.dicom_frames import MARK_TAGS, Frame, frame_of, macros_of
 from medseg.io.dicom_mosaic import IMAGE_HEADER, IMAGES, SERIES_HEADER, csa_slices, is_mosaic, place_tiles, tiles_across
@@ -48,6 +49,7 @@ NOT_SCANS = {
 _TAGS = [
     *(0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x0008103E, 0x00100010, 0x00100020, 0x00100030),
     *(0x0020000D, 0x0020000E, 0x00200011, 0x00200013, 0x00200032, 0x00200037, 0x00200052, 0x00201002, 0x00540081),
+    0x00180015,
     *(0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102),
     *(0x00280103, 0x00280301, 0x00281052, 0x00281053, 0x00283000, 0x00282110, IMAGES, IMAGE_HEADER, 0x52009229),
     0x52009230,
@@ -67,6 +69,7 @@ class Header:
         patient: stands for patient id and name among the files of its series, to tell patients apart.
         group: hash of the patient id alone, "" when absent.
         born: stands for the birth date among the files of its series, "" when absent.
+        body_part: a term of the standard, "" when absent or none.
         pixels: where and how the pixels are stored; None when there are none.
         frames: the images in it, in stored order.
         count: how many images the acquisition is said to have, 0 when unsaid.
@@ -88,6 +91,7 @@ class Header:
     group: str = field(default="", repr=False)
     born: str = field(default="", repr=False)
     description: str = field(default="", repr=False)
+    body_part: str = ""
     series_number: int | None = None
     instance: int | None = None
     count: int = 0
@@ -185,6 +189,7 @@ def _describe(path: Path, dataset: FileDataset, stop: _Stop) -> Header:
         group=_hash(bytes_of(dataset, 0x00100020).strip(b" \0")),
         born=stand_in(bytes_of(dataset, 0x00100030).strip(b" \0"), series_uid),
         description=decoded(dataset, 0x0008103E),
+        body_part=body_part(text(dataset, 0x00180015)),
         series_number=integer(dataset, 0x00200011),
         instance=integer(dataset, 0x00200013),
         count=integer(dataset, 0x00201002) or 0,
