@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
+import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medseg.case import Case, Dataset
-from medseg.config.settings import PredictConfig
+from medseg.case_work import ENDINGS, Done, Format, Job
+from medseg.config.settings import BatchConfig, PredictConfig
 from medseg.dataset import select_cases
-from medseg.errors import InputError, MedsegError
-from medseg.io.atomic import write_text
-from medseg.io.dicom_seg import write_dicom_seg
+from medseg.io.atomic import move, prove_room, remove_partials, staging, write_text
 from medseg.io.lock import exclusive
-from medseg.io.nifti import write_mask
-from medseg.io.rtstruct import write_rtstruct
+from medseg.io.workers import MOST
+from medseg.lanes import run_cases
 from medseg.ledger import NOT_SELECTED, Ledger, Row, Status, rejected_rows, scan_row
 from medseg.models.model_folder import Model, versions
+from medseg.one_case import Outcome
 from medseg.outputs import claim, outside
 from medseg.prediction import Predictor
 from medseg.progress import Watch, silent
-from medseg.reading import read_case
+from medseg.run_file import RUN, RunFile
 from medseg.scan import Inventory, take_inventory
-from medseg.volume import Mask
+from medseg.stopping import stopping
 
-log = logging.getLogger(__name__)
+FEW_VOXELS = 1 << 23
+"""32 slices of 512 x 512: read and written in about the second of processor time that a process takes to start. They
+go without, since compressed pixels are decoded in processes of their own anyway."""
 
-Format = Literal["nifti", "dicom-seg", "rtstruct"]
-ENDINGS: dict[Format, str] = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
-
-
-RUN = "run.json"
-"""What a batch remembers."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """What is remembered of a finished case, to know it again: hashes of all that decided its mask, and of the mask."""
-
-    key: str
-    output_sha256: str
+STALE = ".stale"
+"""Ending of a mask of an earlier run whose case has none now: no program takes it for a mask, and nothing is lost."""
 
 
 def predict_folder(
@@ -55,6 +45,7 @@ def predict_folder(
     *,
     config: PredictConfig | None = None,
     formats: Sequence[Format] = ("nifti",),
+    batch: BatchConfig | None = None,
     watch: Watch = silent,
 ) -> Ledger:
     """Segment every scan that the model takes.
@@ -65,20 +56,23 @@ def predict_folder(
         output: gets `<case>.nii.gz`, the names of the labels in `labels.json`, the ledger `cases.csv`, and `run.json`.
         config: settings of prediction; the model's own when absent.
         formats: what to write; NIfTI is always written, the DICOM forms for DICOM scans only.
+        batch: how many at once, how long each may take.
         watch: is told of each case.
 
     Returns:
         The ledger: a row for each case. A case whose scan, model and settings are those of an earlier run, and whose
-        mask is still the one written, is `reused`.
+        mask is still the one written, is `reused`; one that failed so is not tried again unless `batch` says so.
 
     Raises:
         UsageError: USAGE-PATH when a path does not exist, or the output folder holds scans or other results.
-        RunError: RUN-BUSY or RUN-WRITE when the output folder cannot be used, RUN-DEVICE.
+        RunError: RUN-BUSY or RUN-WRITE when the output folder cannot be used or is full, RUN-DEVICE.
+        KeyboardInterrupt: after Ctrl-C; what is finished is recorded.
     """
     inventory = outside(take_inventory(list(paths)), paths, output)
     selection = select_cases(inventory, [channel.select for channel in model.preparation.channels], list(paths))
     rows = [*rejected_rows(inventory), *_passed_over(inventory, selection)]
-    return predict_cases(selection.cases, Predictor(model, config), output, rows=rows, formats=formats, watch=watch)
+    predictor = Predictor(model, config)
+    return predict_cases(selection.cases, predictor, output, rows=rows, formats=formats, batch=batch, watch=watch)
 
 
 def predict_cases(
@@ -88,6 +82,7 @@ def predict_cases(
     *,
     rows: Sequence[Row] = (),
     formats: Sequence[Format] = ("nifti",),
+    batch: BatchConfig | None = None,
     watch: Watch = silent,
 ) -> Ledger:
     """Segment cases that are chosen already; otherwise as `predict_folder`.
@@ -98,24 +93,34 @@ def predict_cases(
         output: the output folder.
         rows: of the ledger, for what is not to be predicted.
         formats: what to write.
+        batch: how many at once, how long each may take.
         watch: is told of each case.
     """
-    with exclusive(output):
-        run = _Run(predictor, output, tuple(dict.fromkeys(("nifti", *formats))))
-        masks = [name for case in cases for name in run.names(case).values()]
-        claim(output, "predict", ["cases.csv", "labels.json", RUN, *masks])
-        ledger = Ledger(output)
-        ledger.record(*rows)
-        labels = {str(number): name for number, name in predictor.model.labels}
-        write_text(output / "labels.json", json.dumps(labels, indent=1, ensure_ascii=False))
-        for number, case in enumerate(cases, start=1):
-            row = run.predict_one(case)
-            run.save(ledger)  # first: a kill between the two leaves a finished case to be re-used, not done again
-            ledger.record(row)
-            told = f": {row.message}" if row.status in ("rejected", "failed") else ""
-            watch("predict", number, len(cases), f"{row.case}: {row.status}{told}")
-        run.save(ledger)
-    return ledger
+    batch = batch or BatchConfig()
+    with exclusive(output), stopping() as stopped:
+        run = _Run(cases, predictor, output, tuple(dict.fromkeys(("nifti", *formats))), batch)
+        run.begin(rows)
+        with staging(output) as place:
+            jobs = [run.job(case, place) for case in cases]
+            count = processes(batch, jobs)
+            outcomes = run_cases(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
+            with closing(outcomes):
+                for number, outcome in enumerate(outcomes, start=1):
+                    row = run.record(outcome)
+                    told = f": {row.message}" if row.status in ("rejected", "failed") else ""
+                    watch("predict", number, len(cases), f"{row.case}: {row.status}{told}")
+        run.save()
+    return run.ledger
+
+
+def processes(batch: BatchConfig, jobs: Sequence[Job]) -> int:
+    """How many processes read and write: as asked, else one for each core; none where starting them costs more."""
+    if batch.workers is not None:
+        return batch.workers
+    if sum(job.voxels for job in jobs) < FEW_VOXELS:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST)
 
 
 def _passed_over(inventory: Inventory, selection: Dataset) -> list[Row]:
@@ -131,120 +136,122 @@ def _passed_over(inventory: Inventory, selection: Dataset) -> list[Row]:
 
 
 class _Run:
-    """One batch in one output folder: predicts cases, and remembers what it finished in `run.json`."""
+    """One batch in one output folder: what is to be done, and the record of what was."""
 
-    def __init__(self, predictor: Predictor, output: Path, formats: tuple[Format, ...]) -> None:
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        predictor: Predictor,
+        output: Path,
+        formats: tuple[Format, ...],
+        batch: BatchConfig,
+    ) -> None:
+        self.cases = cases
         self.predictor = predictor
         self.output = output
         self.formats = formats
-        self.path = output / RUN
+        self.batch = batch
         self.started = time.time()
-        self.finished = _remembered(self.path)
+        self.ledger = Ledger(output)
+        self.file = RunFile(output / RUN)
+        self.ours: frozenset[str] = frozenset()
+        self.stages: defaultdict[str, float] = defaultdict(float)
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Claim the folder, clear what a killed run left, and write down what is known before the first case."""
+        masks = [name for case in self.cases for name in self.names(case).values()]
+        self.ours = claim(self.output, "predict", ["cases.csv", "labels.json", RUN, *masks])
+        remove_partials(self.output)
+        self.ledger.record(*(self._set_aside(row) for row in rows))
+        labels = {str(number): name for number, name in self.predictor.model.labels}
+        write_text(self.output / "labels.json", json.dumps(labels, indent=1, ensure_ascii=False))
 
     def names(self, case: Case) -> dict[Format, str]:
         """Return the name of each file that a case gets."""
         return {form: f"{case.id}{ENDINGS[form]}" for form in self.formats if form == "nifti" or _is_dicom(case)}
 
-    def predict_one(self, case: Case) -> Row:
-        """Predict, write and verify one case, or take it from an earlier run; every fault becomes a row."""
-        start = time.perf_counter()
-        status: Status
-        try:
-            status, row = self._predict(case)
-        except InputError as error:
-            status, row = "rejected", _case_row(case, code=error.code, message=error.message)
-        except MedsegError as error:
-            status, row = "failed", _case_row(case, code=error.code, message=error.message)
-        except MemoryError:
-            grid = case.scans[0].grid
-            message = f"not enough memory for a scan of {grid.shape if grid else 'unknown size'}"
-            status, row = "failed", _case_row(case, code="RUN-MEMORY", message=message)
-        except Exception as error:
-            log.exception("case %s failed", case.id)
-            status, row = "failed", _case_row(case, code="RUN-CRASH", message=f"{type(error).__name__} inside medseg")
-        return replace(row, status=status, seconds=time.perf_counter() - start)
+    def job(self, case: Case, place: Path) -> Job:
+        """Return what is to be done for a case; `place` takes its files until they are whole."""
+        predictor, known = self.predictor, self.file.known(case.id)
+        return Job(
+            case,
+            predictor.model.preparation,
+            predictor.model.labels,
+            predictor.model.hash,
+            predictor.identity,
+            predictor.rules,
+            names=self.names(case),
+            output=self.output,
+            staging=place,
+            known=known if isinstance(known, Done) or not self.batch.retry_failed else None,
+        )
 
-    def _predict(self, case: Case) -> tuple[Literal["done", "reused"], Row]:
-        names = self.names(case)
-        row = _case_row(case, output="; ".join(names.values()))
-        key = self._key(case)
-        known = self.finished.get(case.id)
-        if (
-            known
-            and known.key == key
-            and _hash_files([self.output / name for name in names.values()]) == known.output_sha256
-        ):
-            return "reused", row
-        self.finished.pop(case.id, None)
-        mask = self.predictor.predict(read_case(case.scans))
-        for form, name in names.items():
-            self._write(form, self.output / name, mask, case)
-        written = _hash_files([self.output / name for name in names.values()])
-        self.finished[case.id] = Done(key, written or "")
-        return "done", row
+    def record(self, outcome: Outcome) -> Row:
+        """Give a case's files their names, and write down what became of it.
 
-    def _write(self, form: Format, path: Path, mask: Mask, case: Case) -> None:
-        model = self.predictor.model
-        match form:
-            case "nifti":
-                write_mask(path, mask)
-            case "dicom-seg":
-                write_dicom_seg(path, mask, model.labels, case.scans[0].files, model_hash=model.hash)
-            case "rtstruct":
-                write_rtstruct(path, mask, model.labels, case.scans[0].files, model_hash=model.hash)
+        Raises:
+            RunError: RUN-WRITE when the folder takes no more; what is recorded so far is valid.
+        """
+        if outcome.code == "RUN-WRITE":
+            prove_room(self.output)  # a full disk would fail all the others too, one after the other
+        job, case = outcome.job, outcome.job.case
+        for kind, seconds in outcome.stages.items():
+            self.stages[kind] += seconds
+        row = replace(scan_row(case.scans[0], "done"), case=case.id, warnings=_warnings(case), seconds=outcome.seconds)
+        if outcome.status in ("done", "reused"):
+            if outcome.status == "done":
+                for name in job.names.values():
+                    move(job.staging / name, self.output / name)
+            row = replace(row, status=outcome.status, output="; ".join(job.names.values()))
+        else:
+            status: Status = "rejected" if outcome.status == "rejected" else "failed"
+            row = self._set_aside(replace(row, status=status, code=outcome.code, message=outcome.message))
+        self.file.remember(case.id, outcome.remember)
+        self.save()  # first: a kill between the two leaves a finished case to be re-used, not done again
+        self.ledger.record(row)
+        return row
 
-    def _key(self, case: Case) -> str:
-        content = _hash_files([file for scan in case.scans for file in scan.files])
-        cleaning = {str(number): rule.model_dump() for number, rule in self.predictor.rules.items()}
-        settings = [str(self.predictor.config.mirror), str(self.predictor.dtype), json.dumps(cleaning)]
-        decided = [content, self.predictor.model.hash, *settings, version("medseg")]
-        return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
-
-    def save(self, ledger: Ledger) -> None:
+    def save(self) -> None:
         """Write `run.json`."""
         model = self.predictor.model
-        content: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "versions": versions(),
             "device": str(self.predictor.device),
             "precision": str(self.predictor.dtype).removeprefix("torch."),
             "model": model.hash,
             "labels": model.description.labels,
             "settings": self.predictor.config.model_dump(mode="json"),
-            "totals": ledger.counts(),
+            "totals": self.ledger.counts(),
             "seconds": round(time.time() - self.started, 2),
-            "finished": {case: vars(done) for case, done in sorted(self.finished.items())},
+            "seconds_by_stage": {kind: round(seconds, 2) for kind, seconds in sorted(self.stages.items())},
         }
-        write_text(self.path, json.dumps(content, indent=1))
+        self.file.save(facts)
+
+    def _set_aside(self, row: Row) -> Row:
+        """Rename the files that an earlier run wrote for a case that has none now, and say so in its row."""
+        names = [f"{row.case}{ending}" for ending in ENDINGS.values()]
+        aside = [self.output / name for name in names if name in self.ours and (self.output / name).is_file()]
+        for path in aside:
+            move(path, _free(path.with_name(path.name + STALE)))
+        if not aside:
+            return row
+        self.file.remember(row.case, None)
+        told = f"{', '.join(path.name for path in aside)} of an earlier run renamed to ...{STALE}"
+        return replace(row, warnings="; ".join(filter(None, (row.warnings, told))))
 
 
-def _case_row(case: Case, *, code: str = "", message: str = "", output: str = "") -> Row:
-    row = scan_row(case.scans[0], "done", code, message, output)
-    more = "; ".join(f"{note.message} ({note.code})" for scan in case.scans[1:] for note in scan.warnings)
-    return replace(row, case=case.id, warnings="; ".join(filter(None, (row.warnings, more))))
+def _free(path: Path) -> Path:
+    number = 1
+    while path.exists():
+        number += 1
+        path = path.with_suffix(f"{STALE}-{number}")
+    return path
+
+
+def _warnings(case: Case) -> str:
+    notes = [note for scan in case.scans for note in scan.warnings]
+    return "; ".join(f"{note.message} ({note.code})" for note in notes)
 
 
 def _is_dicom(case: Case) -> bool:
     return case.scans[0].kind == "dicom"
-
-
-def _remembered(path: Path) -> dict[str, Done]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))["finished"]
-        return {case: Done(**done) for case, done in content.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        log.warning("%s cannot be read: every case is done anew", path)
-        return {}
-
-
-def _hash_files(paths: Sequence[Path]) -> str | None:
-    """Hash the content of files in order, None when one cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        for path in paths:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    except OSError:
-        return None
-    return digest.hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import InputError
 from medseg.preparation import Channel, Preparation
 from medseg.volume import Volume
 
@@ -39,7 +40,14 @@ class Statistics:
 
 
 def measure(volume: Volume, preparation: Preparation) -> Statistics:
-    """Compute a volume's statistics in one streaming pass; the axis order a scan is stored in changes nothing."""
+    """Compute a volume's statistics in one streaming pass; the axis order a scan is stored in changes nothing.
+
+    Raises:
+        InputError: MODEL-INPUT when the volume has another number of channels than the preparation.
+    """
+    if len(volume.voxels) != len(preparation.channels):
+        problem = f"{len(volume.voxels)} channels, wanted {[channel.name for channel in preparation.channels]}"
+        raise InputError("MODEL-INPUT", "", problem, "Give one scan for each channel of the model.")
     pairs = zip(volume.voxels, preparation.channels, strict=True)
     order = volume.grid.order_to(preparation.codes)
     low, high, mean, sd = zip(*(_channel_statistics(order.apply(v), c, preparation) for v, c in pairs), strict=True)

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -54,6 +54,9 @@ class Row:
     seconds: float = 0.0
 
 
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
 class Ledger:
     """The rows of a batch and their file, `cases.csv`; current on disk after each row.
 
@@ -64,6 +67,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "cases.csv"
         self._rows: dict[tuple[str, str], Row] = {}
+        self._lines: dict[tuple[str, str], str] = {}
 
     def __iter__(self) -> Iterator[Row]:
         """Iterate over the rows, by case id."""
@@ -80,8 +84,11 @@ class Ledger:
             RunError: RUN-WRITE.
         """
         for row in rows:
-            self._rows[row.case, row.source] = row  # unread files of several folders may share a name
-        write_text(self.path, _to_csv(list(self)))
+            place = row.case, row.source  # unread files of several folders may share a name
+            self._rows[place] = row
+            self._lines[place] = _line(asdict(row) | {"seconds": f"{row.seconds:.2f}"})  # once: there may be thousands
+        head = _line({name: name for name in COLUMNS})
+        write_text(self.path, head + "".join(self._lines[place] for place in sorted(self._lines)))
 
     def counts(self) -> dict[str, int]:
         """Count the rows of each status; scans not selected stand apart."""
@@ -133,14 +140,9 @@ def _row(record: dict[str, str]) -> Row:
     return Row(status=status, seconds=float(record.get("seconds") or 0), **texts)  # type: ignore[arg-type]
 
 
-def _to_csv(rows: list[Row]) -> str:
+def _line(record: Mapping[str, object]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        record = asdict(row)
-        record["seconds"] = f"{row.seconds:.2f}"
-        writer.writerow({key: cell(str(value)) for key, value in record.items()})
+    csv.writer(text, lineterminator="\n").writerow(cell(str(record[name])) for name in COLUMNS)
     return text.getvalue()
 
 

@@ -39,13 +39,16 @@ def outside(inventory: Inventory, paths: Sequence[Path], output: Path) -> Invent
     return replace(inventory, scans=tuple(scan for scan in inventory.scans if scan not in there), skipped=skipped)
 
 
-def claim(output: Path, command: str, names: Sequence[str]) -> None:
+def claim(output: Path, command: str, names: Sequence[str]) -> frozenset[str]:
     """Write down which files a command is going to write, after making sure that none of them is somebody else's.
 
     Args:
         output: the output folder, held by this process.
         command: its name; two commands do not share a folder.
         names: of the files.
+
+    Returns:
+        These names and those claimed earlier.
 
     Raises:
         UsageError: USAGE-PATH when one of them is there already and was not written by this command.
@@ -61,6 +64,7 @@ def claim(output: Path, command: str, names: Sequence[str]) -> None:
         raise UsageError("USAGE-PATH", str(output), problem, ADVICE)
     content = {"command": command, "files": sorted(ours | set(names))}
     write_text(output / CLAIMS, json.dumps(content, indent=1))
+    return frozenset(ours | set(names))
 
 
 def _claims(folder: Path) -> tuple[str, set[str]]:

@@ -157,9 +157,6 @@ def prepared_blocks(volume: Volume, preparation: Preparation, block: int = BLOCK
     Raises:
         InputError: MODEL-INPUT when the volume has another number of channels than the preparation.
     """
-    if len(volume.voxels) != len(preparation.channels):
-        problem = f"{len(volume.voxels)} channels, wanted {[channel.name for channel in preparation.channels]}"
-        raise InputError("MODEL-INPUT", "", problem, "Give one scan for each channel of the model.")
     return cut_blocks(volume.cut, volume.grid, measure(volume, preparation), preparation, block)
 
 

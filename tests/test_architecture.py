@@ -38,6 +38,8 @@ ROOMS = [
     ["preparation"],
     ["reading", "intensity", "postprocess"],
     ["quality", "review"],
+    ["case_work"],
+    ["run_file", "stopping"],
     # torch and MONAI begin here
     ["slices"],
     ["prepare"],
@@ -48,6 +50,8 @@ ROOMS = [
     ["models"],
     ["models.model_folder"],
     ["prediction"],
+    ["one_case"],
+    ["lanes"],
     ["batch"],
     ["training"],
     ["demo", "doctor"],

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from medseg import batch as batch_module
-from medseg.batch import predict_folder
+from medseg.case_work import CaseWork, Opened
 from medseg.config import PredictConfig
-from medseg.config.settings import CleanConfig
+from medseg.config.settings import BatchConfig, CleanConfig
 from medseg.errors import RunError, UsageError
 from medseg.io.atomic import PARTIAL_PREFIX
 from medseg.io.dicom_seg import read_dicom_seg
@@ -33,7 +33,6 @@ from medseg.models.model_folder import Model
 from medseg.prediction import Predictor, predict
 from medseg.preparation import Channel, Preparation
 from medseg.scan import find_scans, read
-from medseg.volume import Volume
 from tests.studies import (
     GRID,
     dicom_patient,
@@ -45,6 +44,9 @@ from tests.studies import (
     threshold_model,
     voxels,
 )
+
+predict_folder = partial(batch_module.predict_folder, batch=BatchConfig(workers=0))
+"""One case after the other in this process; `test_lanes.py` has the processes."""
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
@@ -118,20 +120,24 @@ def test_one_bad_scan_stops_no_other(scans: Path, tmp_path: Path, model: Model) 
 def test_a_fault_inside_one_case_stops_no_other(
     scans: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
-    original = Predictor.predict
-    bright = voxels(1)[0]
+    original = CaseWork.open
 
-    def faulty(self: Predictor, volume: Volume) -> Any:
-        if np.array_equal(volume.voxels[0], bright):
+    def faulty(self: CaseWork) -> Opened:
+        if self._job.case.id == "p1":
             raise error
-        return original(self, volume)
+        return original(self)
 
-    monkeypatch.setattr(Predictor, "predict", faulty)
+    monkeypatch.setattr(CaseWork, "open", faulty)
     ledger = predict_folder([scans], model, tmp_path / "out")
     assert statuses(ledger) == {"p0": "done", "p1": f"failed {code}", "p2": "done", "p3": "done"}
     assert ledger.exit_code == 3
     assert b"secret detail" not in everything(tmp_path / "out")
     monkeypatch.undo()
+    assert statuses(predict_folder([scans], model, tmp_path / "out"))["p1"] == f"failed {code}"  # not tried in vain
+    again = BatchConfig(workers=0, retry_failed=True)
+    retried = statuses(predict_folder([scans], model, tmp_path / "out", batch=again))
+    assert retried == {"p0": "reused", "p1": "done", "p2": "reused", "p3": "reused"}
+    nifti_case(tmp_path, "p1", 9)  # another scan is another case
     assert statuses(predict_folder([scans], model, tmp_path / "out"))["p1"] == "done"
 
 
@@ -215,6 +221,77 @@ def test_another_model_or_setting_does_all_anew(scans: Path, tmp_path: Path, mod
     assert not stored_labels(out / "p0.nii.gz").any()
     larger = PredictConfig(precision="fp32", device="cpu", mirror=True, batch_size=1)  # changes no mask
     assert set(statuses(predict_folder([scans], other, out, config=larger)).values()) == {"reused"}
+
+
+def test_a_mask_whose_case_has_none_now_does_not_look_valid(scans: Path, tmp_path: Path, model: Model) -> None:
+    out = tmp_path / "out"
+    predict_folder([scans], model, out)
+    before = (out / "p1.nii.gz").read_bytes()
+    whole = (scans / "p1.nii.gz").read_bytes()
+    (scans / "p1.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (scans / "p2.nii.gz").write_bytes(b"")  # refused by its header already
+    (out / "p2.seg.dcm").write_text("mine")
+    for _ in range(2):
+        ledger = predict_folder([scans], model, out)
+        assert sorted(path.name for path in out.glob("p*")) == [
+            "p0.nii.gz",
+            "p1.nii.gz.stale",
+            "p2.nii.gz.stale",
+            "p2.seg.dcm",
+            "p3.nii.gz",
+        ]
+        assert {row.case: row.status for row in ledger} == {
+            f"p{n}": "rejected" if n in (1, 2) else "reused" for n in range(4)
+        }
+    assert (out / "p1.nii.gz.stale").read_bytes() == before
+    assert (out / "p2.seg.dcm").read_text() == "mine"
+    (scans / "p1.nii.gz").write_bytes(whole)  # mended, and broken again: both are kept
+    assert statuses(predict_folder([scans], model, out))["p1"] == "done"
+    (scans / "p1.nii.gz").write_bytes(whole[:300])
+    told = {row.case: row.warnings for row in predict_folder([scans], model, out)}["p1"]
+    assert "p1.nii.gz of an earlier run" in told
+    assert sorted(path.name for path in out.glob("p1*")) == ["p1.nii.gz.stale", "p1.nii.gz.stale-2"]
+
+
+def test_what_killed_runs_left_is_cleared(scans: Path, tmp_path: Path, model: Model) -> None:
+    out = tmp_path / "out"
+    (out / f"{PARTIAL_PREFIX}folder").mkdir(parents=True)
+    (out / f"{PARTIAL_PREFIX}folder" / "p0.nii.gz").write_text("half")
+    (out / f"{PARTIAL_PREFIX}x.csv").write_text("half")
+    (out / "part-mine").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("mine")
+    (out / f"{PARTIAL_PREFIX}link").symlink_to(tmp_path / "elsewhere")
+    predict_folder([scans], model, out)
+    assert no_half_files(out)
+    assert (out / "part-mine").exists()
+    assert (tmp_path / "elsewhere" / "mine").exists()
+
+
+def test_a_full_disk_ends_the_run_and_not_case_after_case(
+    scans: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_calls(model)
+    flush = os.fsync
+
+    def full_for_masks(handle: int) -> None:
+        if os.fstat(handle).st_size > 50 and ".nii" in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if os.fstat(handle).st_size > 1 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", full_for_masks)
+    with pytest.raises(RunError, match=os.strerror(errno.ENOSPC)):
+        predict_folder([scans], model, tmp_path / "out")
+    assert len(calls) == 1
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_where_the_time_went(scans: Path, tmp_path: Path, model: Model) -> None:
+    predict_folder([scans], model, tmp_path / "out")
+    stages = json.loads((tmp_path / "out" / "run.json").read_text())["seconds_by_stage"]
+    assert set(stages) == {"hash", "read", "measure", "cut", "prepare", "network", "restore", "write"}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"finished": 3}', '{"finished": {"p0": {"key": "x"}}}', "\0\xff"])
@@ -431,4 +508,3 @@ def test_models_are_told_apart_by_their_hash(model: Model) -> None:
         model, description=model.description.model_copy(update={"weights": {"weights.safetensors": "other"}})
     )
     assert model.hash != other.hash
-    assert batch_module.ENDINGS.keys() == {"nifti", "dicom-seg", "rtstruct"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from medseg.cli.terminal import Output, Positive, close_batch, given, screen
 
@@ -28,6 +29,9 @@ def predict(
     precision: Literal["auto", "fp32", "bf16"] | None = None,
     mirror: Annotated[bool | None, Parameter(negative="--no-mirror")] = None,
     clean: str | None = None,
+    workers: Annotated[int | None, Parameter(validator=Number(gte=0, lte=64))] = None,
+    timeout: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1e6))] = None,
+    retry_failed: bool = False,
 ) -> int:
     """Segment every scan below the paths; masks lie on each scan's own grid.
 
@@ -41,9 +45,13 @@ def predict(
         precision: arithmetic of the network.
         mirror: average with the left-right mirror image: twice the work.
         clean: cleaning of the masks, as predict.clean in a configuration: "{tumour: {smallest_ml: 0.1}}".
+        workers: processes that read and write; by default one for each core, four at most.
+        timeout: seconds that a case may take; 3600 by default.
+        retry_failed: try cases again that failed in an earlier run.
     """
     scans = given(paths)
     from medseg.batch import predict_folder
+    from medseg.config.settings import BatchConfig
     from medseg.models.model_folder import load_model
 
     loaded = load_model(model)
@@ -52,7 +60,8 @@ def predict(
     if clean is not None:
         changes["clean"] = cleaning(clean, loaded.labels)
     settings = type(loaded.description.predict).model_validate(loaded.description.predict.model_dump() | changes)
-    ledger = predict_folder(scans, loaded, output, config=settings, formats=format, watch=screen)
+    batch = BatchConfig(workers=workers, retry_failed=retry_failed, **({"timeout_s": timeout} if timeout else {}))
+    ledger = predict_folder(scans, loaded, output, config=settings, formats=format, batch=batch, watch=screen)
     return close_batch(ledger, output)
 
 

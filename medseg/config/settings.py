@@ -166,6 +166,19 @@ class PredictConfig(Settings):
     )
 
 
+class BatchConfig(Settings):
+    """How many scans are predicted in one go; changes no mask. Options of `medseg predict`, in no file."""
+
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="processes that read and write; when absent one for each core, four at most",
+    )
+    timeout_s: float = Field(3600, gt=0, le=1e6, description="longest time for a case, seconds")
+    retry_failed: bool = Field(False, description="try cases again that failed in an earlier run")
+
+
 def _label_table(value: object) -> object:
     if isinstance(value, dict) and value.get("background") in (0, [0], (0,)):
         return {name: source for name, source in value.items() if name != "background"}

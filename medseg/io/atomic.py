@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medseg.errors import RunError
+
+PROOF_BYTES = 4 << 20
+"""A mask of 512 x 512 x 400 takes less than a megabyte; the ledger of thousands of cases takes one more."""
 
 PARTIAL_PREFIX = ".medseg-part-"
 """Temporary names start so: readers of folders (`medseg.scan`) pass over them; a killed run leaves nothing else."""
@@ -49,6 +54,63 @@ def atomic_path(path: Path, suffix: str | None = None, private: bool = False) ->
         raise _refused(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def prove_room(folder: Path) -> None:
+    """Write and remove a file larger than most masks: tells a full or closed folder from a file that cannot be.
+
+    Raises:
+        RunError: RUN-WRITE when the file system refuses.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix=PARTIAL_PREFIX, dir=folder) as file:
+            file.write(bytes(PROOF_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _refused(folder, error) from error
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Give a folder beside the results for files on their way; gone afterwards, with whatever was not moved.
+
+    Raises:
+        RunError: RUN-WRITE.
+    """
+    try:
+        place = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=folder))
+    except OSError as error:
+        raise _refused(folder, error) from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a finished file of the same file system its name, on disk when this returns.
+
+    Raises:
+        RunError: RUN-WRITE.
+    """
+    try:
+        source.replace(target)
+        _flush(target.parent)
+    except OSError as error:
+        raise _refused(target, error) from error
+
+
+def remove_partials(folder: Path, older_than_s: float = 0.0) -> None:
+    """Remove what killed runs left unfinished right in a folder that this process holds; names tell that it is ours."""
+    for path in list(folder.glob(f"{PARTIAL_PREFIX}*")):
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime < older_than_s:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import pickle  # the two ends of a private pipe are one program: nothing from outside is ever unpickled
+import signal
 import struct
 import subprocess
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -39,18 +44,29 @@ class CrashError(Exception):
     """The process died, or had to be ended, during a call."""
 
 
-class Worker:
-    """One process, started at its first call and again after a crash."""
+class LateError(CrashError):
+    """The process had to be ended, because a call took too long."""
 
-    def __init__(self) -> None:
+
+class Worker:
+    """One process, started at its first call and again after a crash.
+
+    Args:
+        apart: the process and those that it starts are a group of their own: Ctrl-C in a terminal does not reach them,
+            and they end together.
+    """
+
+    def __init__(self, apart: bool = False) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._apart = apart
 
     def call(self, function: Callable[..., Result], *arguments: object, patience_s: float = PATIENCE_S) -> Result:
         """Call a function of some module in the process.
 
         Raises:
-            CrashError: when the process died or took longer than `patience_s`; the next call starts a new one.
+            CrashError: when the process died; the next call starts a new one.
+            LateError: when the call took longer than `patience_s`.
             Exception: what the function raised.
         """
         try:
@@ -58,14 +74,46 @@ class Worker:
         except OSError:  # no interpreter to start (a frozen program), or no room for one
             log.warning("no process can be started: the work is done without its protection", exc_info=True)
             return function(*arguments)
-        timer = threading.Timer(patience_s, process.kill)
+        result: Result = self._ask(process, (function, arguments), patience_s)
+        return result
+
+    def hold(self, make: Callable[..., object], *arguments: object, patience_s: float = PATIENCE_S) -> None:
+        """Make an object in the process and keep it there for `ask`, in place of an earlier one; errors as `call`.
+
+        Raises:
+            OSError: when no process can be started.
+        """
+        self._ask(self._running(), (_Hold(make), arguments), patience_s)
+
+    def ask(self, method: str, *arguments: object, patience_s: float = PATIENCE_S) -> Any:  # noqa: ANN401  what it gives
+        """Call a method of the object that the process holds; errors as `call`."""
+        if self._process is None:
+            raise CrashError("the process that did the work is gone")
+        return self._ask(self._process, (method, arguments), patience_s)
+
+    def release(self) -> None:
+        """Let the process let go of the object."""
+        if self._process is not None:
+            with suppress(CrashError):
+                self.hold(object)
+
+    def _ask(self, process: subprocess.Popen[bytes], question: tuple[object, ...], patience_s: float) -> Any:  # noqa: ANN401
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self.kill()
+
+        timer = threading.Timer(patience_s, end)
         timer.start()
         try:
             assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018  both are pipes
-            _send(process.stdin, (function, arguments))
+            _send(process.stdin, (*question, patience_s))
             reply = _receive(process.stdout)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, ValueError) as error:  # ValueError: closed by another thread
             self.close()
+            if late.is_set():
+                raise LateError(f"the work took longer than {patience_s:.0f} s") from error
             raise CrashError("the process that did the work died") from error
         except BaseException:  # interrupted between question and answer: the answer must not meet another question
             self.close()
@@ -75,13 +123,23 @@ class Worker:
         succeeded, value = reply
         if not succeeded:
             raise value
-        return value  # type: ignore[no-any-return]
+        return value
+
+    def kill(self) -> None:
+        """End the process at once; a call that waits for it, in another thread, raises CrashError."""
+        process = self._process
+        if process is None or self._owner != os.getpid() or process.poll() is not None:
+            return
+        if self._apart and hasattr(os, "killpg"):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
 
     def close(self) -> None:
         """End the process."""
+        self.kill()
         process, self._process = self._process, None
         if process is not None and self._owner == os.getpid():
-            process.kill()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     _close(pipe)
@@ -99,9 +157,30 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # codecs print to it what nobody can use
                 pipesize=PIPE_BYTES,
+                start_new_session=self._apart,
             )
             self._owner = os.getpid()
         return self._process
+
+
+class Here:
+    """What a `Worker` does, in this process: no protection, and nothing to start."""
+
+    def __init__(self) -> None:
+        self._held: object = None
+
+    def hold(self, make: Callable[..., object], *arguments: object, patience_s: float = PATIENCE_S) -> None:
+        """Make an object and keep it; nothing ends it when it takes longer than `patience_s`."""
+        self._held = None
+        self._held = make(*arguments)
+
+    def ask(self, method: str, *arguments: object, patience_s: float = PATIENCE_S) -> Any:  # noqa: ANN401  what it gives
+        """Call a method of the object."""
+        return getattr(self._held, method)(*arguments)
+
+    def release(self) -> None:
+        """Let go of the object."""
+        self._held = None
 
 
 def _close(pipe: IO[bytes]) -> None:
@@ -169,43 +248,90 @@ def processes_for(jobs: int, each: int) -> int:
     return max(1, min(cores, MOST, jobs // each))
 
 
+@dataclass(frozen=True)
+class _Hold:
+    """The question to make an object and keep it."""
+
+    make: Callable[..., object]
+
+
 def serve() -> None:
     """Answer calls until the pipe is closed: what a worker process does."""
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints must not print into the answers
+    held: object = None
     while True:
         try:
-            function, arguments = _receive(inbox)
+            question, arguments, patience_s = _receive(inbox)
         except EOFError:
             return
         try:
-            reply = True, function(*arguments)
+            with _limited(patience_s):
+                if isinstance(question, _Hold):
+                    held = None  # the earlier one's memory is free for the next
+                    held = question.make(*arguments)
+                    reply: tuple[bool, object] = True, None
+                elif isinstance(question, str):
+                    reply = True, getattr(held, question)(*arguments)
+                else:
+                    reply = True, question(*arguments)
         except Exception as error:  # noqa: BLE001  it is raised again in the process that asked
-            reply = False, error if _survives(error) else RuntimeError(type(error).__name__)
+            reply = False, _portable(error)
         _send(outbox, reply)
+        reply = True, None  # a large answer is not kept while waiting
 
 
-def _survives(error: Exception) -> bool:
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """End this process when a call takes too long and the process that asked, which would see to it, is gone."""
+    alarm = getattr(signal, "alarm", None)  # not on Windows
+    if alarm:
+        alarm(min(math.ceil(seconds) + 1, 1 << 30))
     try:
+        yield
+    finally:
+        if alarm:
+            alarm(0)
+
+
+def _portable(error: Exception) -> Exception:
+    """Return the error, or one that pickle can carry; either notes where it was raised, for the log."""
+    try:
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))
         pickle.loads(pickle.dumps(error))  # noqa: S301  our own
     except Exception:  # noqa: BLE001  whatever its __init__ wants that `args` lacks
-        return False
-    return True
+        return RuntimeError(type(error).__name__)
+    return error
 
 
 def _send(pipe: IO[bytes], content: object) -> None:
-    data = pickle.dumps(content, protocol=5)
-    pipe.write(_LENGTH.pack(len(data)))
-    pipe.write(data)
+    """Send an object; its arrays go as they lie in memory, not copied into the pickle first."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+    parts = [memoryview(data), *(buffer.raw() for buffer in buffers)]
+    pipe.write(_LENGTH.pack(len(parts)))
+    for part in parts:
+        pipe.write(_LENGTH.pack(part.nbytes))
+        pipe.write(part)
     pipe.flush()
 
 
 def _receive(pipe: IO[bytes]) -> Any:  # noqa: ANN401  what was sent
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(head)
-    data = pipe.read(length)
-    if len(data) < length:
-        raise EOFError
-    return pickle.loads(data)  # noqa: S301  our own
+    data, *buffers = [_take(pipe, _length(pipe)) for _ in range(_length(pipe))]
+    return pickle.loads(data, buffers=buffers)  # noqa: S301  our own
+
+
+def _length(pipe: IO[bytes]) -> int:
+    (length,) = _LENGTH.unpack(_take(pipe, _LENGTH.size))
+    return int(length)
+
+
+def _take(pipe: IO[bytes], count: int) -> bytearray:
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        got = pipe.readinto(view[done:])  # type: ignore[attr-defined]  # of buffered readers
+        if not got:
+            raise EOFError
+        done += got
+    return data

@@ -12,7 +12,7 @@ import pytest
 
 from medseg.errors import DicomError
 from medseg.io.dicom_headers import read_header
-from medseg.io.workers import MOST, CrashError, Worker, call, call_all, processes_for
+from medseg.io.workers import MOST, CrashError, Here, LateError, Worker, call, call_all, processes_for
 
 
 def test_results_and_errors_come_back(tmp_path: Path) -> None:
@@ -52,6 +52,78 @@ def test_what_hangs_is_ended() -> None:
         call(time.sleep, 60, patience_s=0.5)
     assert time.monotonic() - start < 30
     assert call(abs, -1) == 1
+
+
+def test_who_is_late_is_told_from_who_died() -> None:
+    worker = Worker(apart=True)
+    with pytest.raises(LateError):
+        worker.call(time.sleep, 60, patience_s=0.5)
+    with pytest.raises(CrashError) as caught:
+        worker.call(os.abort)
+    assert not isinstance(caught.value, LateError)
+    worker.close()
+
+
+class Count:
+    """Something that a process keeps."""
+
+    def __init__(self, start: int) -> None:
+        self.number = start
+
+    def add(self, values: np.ndarray) -> np.ndarray:
+        self.number += int(values.sum())
+        return np.asfortranarray(values.T) * self.number
+
+    def die(self) -> None:
+        os.abort()
+
+
+@pytest.mark.parametrize("kind", [Worker, Here])
+def test_what_is_held_stays_until_it_is_released(kind: type[Worker] | type[Here]) -> None:
+    worker = kind()
+    worker.hold(Count, 3)
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    for number in (279, 555):  # 3 + 276, and 276 more
+        answer = worker.ask("add", values)
+        assert np.array_equal(answer, values.T * number)
+        answer[...] = 0  # what came is the caller's own, and may be written to
+    assert np.array_equal(worker.ask("add", values[:, ::2]), values[:, ::2].T * (555 + values[:, ::2].sum()))
+    with pytest.raises(TypeError):
+        worker.ask("add", 1, 2)
+    worker.release()
+    with pytest.raises(AttributeError):
+        worker.ask("add", values)
+    if isinstance(worker, Worker):
+        worker.hold(Count, 3)
+        with pytest.raises(CrashError):
+            worker.ask("die")
+        with pytest.raises(CrashError):  # a new process would not hold it
+            worker.ask("add", values)
+        worker.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="the system has no process groups")
+def test_what_works_apart_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    worker = Worker(apart=True)
+    child = worker.call(_start_another)
+    assert os.getpgid(worker.call(os.getpid)) != os.getpgid(0)
+    worker.close()
+    for _ in range(100):
+        if not _alive(child):
+            return
+        time.sleep(0.1)
+    pytest.fail("the process of the process goes on")
+
+
+def _start_another() -> int:
+    return call(os.getpid)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
 
 
 def test_many_jobs_keep_their_order_and_dead_ones_their_place() -> None:

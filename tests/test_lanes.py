@@ -1,0 +1,202 @@
+"""Cases side by side in processes: equal masks, and a process that dies, hangs or is stopped costs its case alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+import torch
+
+from medseg import lanes
+from medseg.batch import predict_folder
+from medseg.config import PredictConfig
+from medseg.config.networks import UNetConfig
+from medseg.config.settings import BatchConfig
+from medseg.grid import Grid
+from medseg.io.atomic import PARTIAL_PREFIX
+from medseg.ledger import Ledger
+from medseg.models import build
+from medseg.models.model_folder import Model
+from medseg.prediction import Predictor
+from tests.fragile import Fragile
+from tests.studies import AFFINE, nifti_case, threshold_model
+
+TWO = BatchConfig(workers=2, timeout_s=300)
+
+
+def random_model() -> Model:
+    """A network whose logits are close to one another: a change in their last bits changes labels."""
+    plain = threshold_model(400)
+    torch.manual_seed(0)
+    network = build(UNetConfig(widths=(4, 8), norm="instance"), 3, 2).eval()
+    return Model((network,), plain.description, plain.preparation)
+
+
+def masks(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def codes(ledger: Ledger) -> dict[str, str]:
+    return {row.case: f"{row.status} {row.code}".strip() for row in ledger}
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.glob(f"{PARTIAL_PREFIX}*"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_masks_do_not_depend_on_processes_and_company(tmp_path: Path, precision: str) -> None:
+    for number, slices in enumerate([1, 5, 9, 2, 1, 7]):  # with batches of 4: whole ones, shared ones, lone slices
+        nifti_case(tmp_path, f"p{number}", number, Grid((20, 24, slices), AFFINE))
+    nifti_case(tmp_path, "wide", 9, Grid((33, 17, 3), AFFINE))
+    config = PredictConfig(precision=precision, device="cpu", batch_size=4)  # type: ignore[arg-type]
+    found = {}
+    for workers in (0, 1, 3):
+        out = tmp_path / f"out{workers}"
+        ledger = predict_folder(
+            [tmp_path / "scans"], random_model(), out, config=config, batch=BatchConfig(workers=workers)
+        )
+        assert set(codes(ledger).values()) == {"done"}
+        assert leftovers(out) == []
+        found[workers] = masks(out)
+    assert len(found[0]) == 7
+    assert len(set(found[0].values())) == 7  # the network says something about each
+    assert found[0] == found[1] == found[3]
+
+
+def test_a_death_costs_its_case_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.one_case.CaseWork", Fragile)
+    for number, name in enumerate(["a", "die", "b-once", "c", "memory"]):
+        nifti_case(tmp_path, name, number)
+    ledger = predict_folder([tmp_path / "scans"], threshold_model(400), tmp_path / "out", batch=TWO)
+    assert codes(ledger) == {
+        "a": "done",
+        "die": "failed RUN-DIED",
+        "b-once": "done",
+        "c": "done",
+        "memory": "failed RUN-MEMORY",
+    }
+    assert sorted(masks(tmp_path / "out")) == ["a.nii.gz", "b-once.nii.gz", "c.nii.gz"]
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_what_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.one_case.CaseWork", Fragile)
+    for number, name in enumerate(["hang", "a"]):
+        nifti_case(tmp_path, name, number)
+    hasty = BatchConfig(workers=1, timeout_s=20)
+    ledger = predict_folder([tmp_path / "scans"], threshold_model(400), tmp_path / "out", batch=hasty)
+    assert codes(ledger) == {"a": "done", "hang": "failed RUN-TIMEOUT"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_finishes_what_is_in_hand(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.one_case.CaseWork", Fragile)
+    for number in range(6):
+        nifti_case(tmp_path, f"slow{number}", number)
+    run = stoppable(tmp_path, workers)
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda: os.kill(os.getpid(), signal.SIGINT))
+    finished = len(masks(tmp_path / "out"))
+    assert 1 <= finished < 6  # the one that was told, and those in hand
+    assert leftovers(tmp_path / "out") == []
+    ledger = run(lambda: None)
+    assert sorted(codes(ledger).values()) == ["done"] * (6 - finished) + ["reused"] * finished
+
+
+def stoppable(folder: Path, workers: int) -> Callable[[Callable[..., object]], Ledger]:
+    def run(after_first: Callable[..., object]) -> Ledger:
+        told = []
+
+        def watch(stage: str, done: int, total: int, note: str = "") -> None:
+            told.append(note)
+            if len(told) == 1:
+                after_first()
+
+        batch = BatchConfig(workers=workers)
+        return predict_folder([folder / "scans"], threshold_model(400), folder / "out", batch=batch, watch=watch)
+
+    return run
+
+
+def test_sigterm_drops_what_is_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.one_case.CaseWork", Fragile)
+    for number, name in enumerate(["a", "hang", "later"]):
+        nifti_case(tmp_path, name, number)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        stoppable(tmp_path, 2)(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert time.monotonic() - start < 120
+    assert "hang.nii.gz" not in masks(tmp_path / "out")
+    assert leftovers(tmp_path / "out") == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
+
+
+def test_without_an_interpreter_the_work_is_done_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    nifti_case(tmp_path, "p0", 0)
+    ledger = predict_folder([tmp_path / "scans"], threshold_model(400), tmp_path / "out", batch=TWO)
+    assert codes(ledger) == {"p0": "done"}
+
+
+def test_blocks_that_wait_together_share_a_batch() -> None:
+    sizes, gate = [], threading.Event()
+
+    class Slow(Predictor):
+        def logits(self, images: torch.Tensor) -> torch.Tensor:
+            gate.wait(30)
+            sizes.append(len(images))
+            return images[:, :1] * 2
+
+    network = lanes.SharedNetwork(Slow(threshold_model(400), PredictConfig(batch_size=6, device="cpu")))
+    blocks = [
+        torch.full((count, 3, 4, width), float(count)) for count, width in [(1, 4), (2, 4), (3, 5), (3, 4), (2, 4)]
+    ]
+    promises = [network(block) for block in blocks]
+    gate.set()
+    wait(promises, timeout=30)
+    for block, promise in zip(blocks, promises, strict=True):
+        assert torch.equal(promise.result()[0], block[:, :1] * 2)
+    assert sum(sizes) == 11
+    assert max(sizes) <= 6
+    assert len(sizes) < 5
+    network.close()
+    with pytest.raises(Exception, match="closed"):
+        network(blocks[0]).result(timeout=1)
+
+
+def test_a_fault_of_the_network_reaches_those_who_wait() -> None:
+    class Broken(Predictor):
+        def logits(self, images: torch.Tensor) -> torch.Tensor:
+            raise ZeroDivisionError
+
+    network = lanes.SharedNetwork(Broken(threshold_model(400)))
+    with pytest.raises(ZeroDivisionError):
+        network(torch.zeros(1, 3, 4, 4)).result(timeout=30)
+    network.close()
+
+
+def test_cases_under_way_share_their_room() -> None:
+    room, order = lanes._Room(10), []
+
+    def take(size: int) -> None:
+        room.take(size)
+        order.append(size)
+
+    room.take(4)
+    room.take(6)
+    large = threading.Thread(target=take, args=(25,))
+    large.start()
+    room.give(4)
+    large.join(0.2)
+    assert order == []  # larger than all the room: it waits until it is alone
+    room.give(6)
+    large.join(30)
+    assert order == [25]
