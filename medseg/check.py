@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.case import Case, Dataset, Finding, Split
 from medseg.config.settings import Config
-from medseg.dataset import find_cases, split_cases
+from medseg.dataset import find_cases
 from medseg.errors import InputError, UsageError
 from medseg.fingerprint import CaseMeasure, ChannelMeasure, measure_case
 from medseg.matching import listed
 from medseg.progress import Watch, silent
+from medseg.split import fold_cases, split_cases
 
 SPACING_FACTOR = 2.5
 """A case whose spacing differs from the median by more is enlarged or shrunk until its tissue looks different."""
@@ -42,14 +43,17 @@ class Examination:
     Attributes:
         dataset: with the cases that can be used, and all findings, those of `find_cases` included.
         measures: case id to numbers, of the cases that could be read.
-        split: training and validation; None when the cases cannot be divided (a DATA-SPLIT finding says why).
+        split: training and validation; None when the cases cannot be divided (a DATA-SPLIT finding says why). With
+            `folds`, that of the first fold.
         labels: their names, in the order of the configuration.
+        folds: the split of each fold; none without `folds`.
     """
 
     dataset: Dataset
     measures: Mapping[str, CaseMeasure]
     split: Split | None
     labels: tuple[str, ...]
+    folds: tuple[Split, ...] = ()
 
     def to_json(self) -> str:
         """Return findings, split and the numbers of each case as JSON; no patient, not even as a hash."""
@@ -57,6 +61,7 @@ class Examination:
             "findings": [asdict(finding) for finding in self.dataset.findings],
             "cases": [self._numbers(self.measures[case.id]) for case in self.dataset.cases],
             "split": None if self.split is None else asdict(self.split),
+            **({"folds": [fold.validation for fold in self.folds]} if self.folds else {}),
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
@@ -100,12 +105,18 @@ def examine(config: Config, dataset: Dataset | None = None, watch: Watch = silen
             findings.append(Finding.from_error(error, case.id))
         watch("check", number, len(dataset.cases))
     dataset = dataset.without(findings)
-    split, problems = _divided(dataset, config)
     usable = {case.id: measures[case.id] for case in dataset.cases}
-    dataset = dataset.without([*problems, *_duplicates(usable, dataset.cases, split), *_beside(usable, config)])
-    if split is not None:
-        split = _remaining(split, {case.id for case in dataset.cases})
-    return Examination(dataset, {case.id: measures[case.id] for case in dataset.cases}, split, tuple(config.labels))
+    splits, problems = _divided(dataset, usable, config)
+    copies = _duplicates(usable, dataset.cases, splits)
+    dataset = dataset.without([*problems, *copies, *_beside(usable, config)])
+    splits = [_remaining(split, {case.id for case in dataset.cases}) for split in splits]
+    return Examination(
+        dataset,
+        {case.id: measures[case.id] for case in dataset.cases},
+        splits[0] if splits else None,
+        tuple(config.labels),
+        tuple(splits) if config.folds else (),
+    )
 
 
 def _remaining(split: Split, ids: set[str]) -> Split:
@@ -140,16 +151,40 @@ def _alone(case: Case, measure: CaseMeasure) -> Iterator[Finding]:
 # -------------------------------------------------------------------------------------------------- across the split
 
 
-def _divided(dataset: Dataset, config: Config) -> tuple[Split | None, list[Finding]]:
+def _divided(
+    dataset: Dataset, measures: Mapping[str, CaseMeasure], config: Config
+) -> tuple[list[Split], list[Finding]]:
+    """Return the split, or that of each fold; nothing, and a finding, when the cases cannot be divided."""
     try:
-        return split_cases(dataset.cases, config.data, config.seed, dataset.left_out), []
+        if config.folds is None:
+            return [split_cases(dataset.cases, config.data, config.seed, dataset.left_out)], []
+        cases = _with_copies(dataset.cases, measures)
+        volumes = {name: [n * case.voxel_ml for n in case.label_voxels] for name, case in measures.items()}
+        return list(fold_cases(cases, volumes, config.folds, config.data, config.seed, dataset.left_out)), []
     except UsageError as error:
-        return None, [Finding.from_error(error, error.where)]
+        return [], [Finding.from_error(error, error.where)]
 
 
-def _duplicates(measures: Mapping[str, CaseMeasure], cases: Sequence[Case], split: Split | None) -> Iterator[Finding]:
-    """Find equal images under different names: an error for training cases when a held-out one is among them."""
-    held_out = set(split.validation) if split else set()
+def _with_copies(cases: Sequence[Case], measures: Mapping[str, CaseMeasure]) -> list[Case]:
+    """Return the cases with those of equal images as one patient's, so that no copy comes into another fold."""
+    patient = {case.group: case.group for case in cases}
+    first: dict[str, str] = {}
+    for case in cases:
+        for channel in measures[case.id].channels:
+            one, other = patient[first.setdefault(channel.digest, case.group)], patient[case.group]
+            if one != other:
+                patient = {name: one if known == other else known for name, known in patient.items()}
+    return [replace(case, group=patient[case.group]) for case in cases]
+
+
+def _duplicates(
+    measures: Mapping[str, CaseMeasure], cases: Sequence[Case], splits: Sequence[Split]
+) -> Iterator[Finding]:
+    """Find equal images under different names: an error for training cases when a held-out one is among them.
+
+    Of several folds, none has such a case: all copies are in one (`_with_copies`).
+    """
+    held_out = set(splits[0].validation) if len(splits) == 1 else set()
     holders: dict[str, list[str]] = defaultdict(list)
     for case in cases:
         digests = [channel.digest for channel in measures[case.id].channels]

@@ -1,28 +1,25 @@
-"""From a configuration to cases: select the scans, pair them with their references, divide them. Headers only.
+"""From a configuration to cases: select the scans, pair them with their references. Headers only.
 
-    inventory --select_cases--> cases --pair--> cases with a reference --split_cases--> training and validation
+    inventory --select_cases--> cases --pair--> cases with a reference
 
 Whatever is left out has a finding that names it and says what to do; the rest goes on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
-from medseg.case import Case, Dataset, Finding, Split
+from medseg.case import Case, Dataset, Finding
 from medseg.config.settings import Config, DataConfig
-from medseg.errors import ConfigError, UsageError
+from medseg.errors import ConfigError
 from medseg.io.dicom_series import ADVICE
-from medseg.io.nifti import nifti_stem
 from medseg.matching import keep_needed, listed
 from medseg.naming import (
     MASK_WORDS,
@@ -43,12 +40,10 @@ __all__ = [
     "Case",
     "Dataset",
     "Finding",
-    "Split",
     "describe_labels",
     "find_cases",
     "read_reference",
     "select_cases",
-    "split_cases",
 ]
 
 log = logging.getLogger(__name__)
@@ -331,114 +326,3 @@ def _unread(skipped: Skipped) -> Finding:
 def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     rank = {"error": 0, "warning": 1, "note": 2}
     return tuple(sorted(dict.fromkeys(findings), key=lambda f: (rank[f.severity], f.where, f.code, f.message)))
-
-
-# ---------------------------------------------------------------------------------------------------------- splitting
-
-
-def split_cases(cases: Sequence[Case], data: DataConfig, seed: int, left_out: Collection[str] = ()) -> Split:
-    """Divide cases into training and validation; all cases of a patient go to one side.
-
-    A split file is followed to the letter. Without one, patients are ordered by a hash of the seed and their name and
-    the first ones are held out: the same whatever the order of files, and largely the same when patients are added.
-
-    Args:
-        cases: usable ones.
-        data: `split`, or the share `validation` of the patients (at least one, when above 0).
-        seed: of the random division.
-        left_out: ids that a split file may name although they are not among the cases (`Dataset.left_out`).
-
-    Raises:
-        UsageError: DATA-EMPTY without cases; DATA-SPLIT when the file names what is not there, puts a case or patient
-            on both sides, or leaves nothing to train on.
-    """
-    if not cases:
-        raise UsageError("DATA-EMPTY", "data", "no case is left", _NO_CASE)
-    split = (
-        _read_split(data.split, cases, data, left_out) if data.split else _random_split(cases, data.validation, seed)
-    )
-    if not split.train:
-        raise UsageError("DATA-SPLIT", str(data.split or "data"), "leaves no case to train on", "Hold out fewer.")
-    return split
-
-
-_NO_CASE = "Add cases under data.scans, or mend those that were left out."
-
-
-def _random_split(cases: Sequence[Case], share: float, seed: int) -> Split:
-    groups = sorted(
-        {case.group for case in cases}, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest()
-    )
-    held_out = min(max(1, round(share * len(groups))), len(groups) - 1) if share else 0
-    if share and not held_out:
-        problem = "all cases belong to one patient, so that none can be held out"
-        raise UsageError("DATA-SPLIT", "data.validation", problem, "Set data.validation to 0, or add patients.")
-    return _split(cases, set(groups[:held_out]))
-
-
-def _split(cases: Sequence[Case], held_out: Collection[str]) -> Split:
-    train = sorted(case.id for case in cases if case.group not in held_out)
-    return Split(tuple(train), tuple(sorted(case.id for case in cases if case.group in held_out)))
-
-
-def _read_split(path: Path, cases: Sequence[Case], data: DataConfig, left_out: Collection[str]) -> Split:
-    sides = _split_lists(path)
-    train, validation = (
-        _named_cases(sides[side], cases, data.scans, left_out, path) for side in ("train", "validation")
-    )
-    both = sorted({case.id for case in train} & {case.id for case in validation})
-    patients = {case.group for case in train} & {case.group for case in validation}
-    if both or patients:
-        ids = both or sorted(case.id for case in (*train, *validation) if case.group in patients)
-        problem = f"{'' if both else 'one patient, as '}{listed(ids)} {'stand' if both else 'stands'} on both sides"
-        raise UsageError("DATA-SPLIT", str(path), problem, "Put all cases of a patient on one side.")
-    unnamed = sorted({case.id for case in cases} - {case.id for case in (*train, *validation)})
-    if unnamed:
-        log.warning(
-            "%s names neither side for %d cases, which are not used: %s", path.name, len(unnamed), listed(unnamed)
-        )
-    return Split(tuple(sorted(case.id for case in train)), tuple(sorted(case.id for case in validation)))
-
-
-def _split_lists(path: Path) -> Mapping[str, list[str]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not JSON in UTF-8"
-        raise UsageError("DATA-SPLIT", str(path), f"cannot be read: {reason}", _SPLIT_FORM) from error
-    fits = isinstance(content, dict) and set(content) == {"train", "validation"}
-    if not fits or not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in content.values()):
-        raise UsageError("DATA-SPLIT", str(path), "is not two lists of names", _SPLIT_FORM)
-    return dict(content)
-
-
-_SPLIT_FORM = 'Write {"train": ["case_01", ...], "validation": ["case_02", ...]}.'
-
-
-def _named_cases(
-    names: Sequence[str], cases: Sequence[Case], roots: Sequence[Path], left_out: Collection[str], path: Path
-) -> list[Case]:
-    """Return the cases that a split's list names by case id, patient, or a file or folder of the scan below `roots`."""
-    holders: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        places = {part for scan in case.scans for part in (*parts_below(scan.path, roots), scan.path.name)}
-        for name in {case.id, case.group} | places:
-            holders[name].append(case)
-    named = {case.id: case for name in names for case in holders.get(name, ())}
-    absent = sorted({name for name in names if name not in holders})
-    gone = {name for name in absent if any(_same_name(name, other) for other in left_out)}
-    if gone:
-        log.warning("%s names %d cases that cannot be used: %s", path.name, len(gone), listed(sorted(gone)))
-    unknown = [name for name in absent if name not in gone]
-    if unknown:
-        problem = (
-            f"names {listed(unknown)}, which {'is' if len(unknown) == 1 else 'are'} no case, patient or folder here"
-        )
-        raise UsageError("DATA-SPLIT", str(path), problem, "Correct the names; `medseg check` shows the case ids.")
-    return list(named.values())
-
-
-def _same_name(name: str, place: str) -> bool:
-    """Whether a finding's place (case id or file) is about a name of the split file."""
-    stem = nifti_stem(Path(place))
-    return words(name) in (words(place), words(stem)) or words(stem)[: len(words(name))] == words(name)

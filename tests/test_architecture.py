@@ -28,7 +28,7 @@ ROOMS = [
     ["config"],
     ["case", "naming", "matching", "patients"],
     ["pairing", "reference"],
-    ["dataset"],
+    ["dataset", "split"],
     ["fingerprint", "facts"],
     ["check"],
     ["metrics"],

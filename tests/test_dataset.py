@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from medseg.codes import CODES
 from medseg.config import ChannelConfig, Config, DataConfig
-from medseg.dataset import Case, Dataset, find_cases, select_cases, split_cases
+from medseg.dataset import Dataset, find_cases, select_cases
 from medseg.errors import MedsegError
+from medseg.split import split_cases
 from tests.cases import blob, config, data_set, image, inventory, nifti, scan, series, structures
 
 T1 = ChannelConfig(name="T1", description="*T1*")
@@ -194,102 +193,6 @@ def test_no_folder_and_no_file() -> None:
     with pytest.raises(MedsegError) as absent:
         find_cases(Config(data=DataConfig(scans=Path("/nowhere/at/all"))))
     assert absent.value.code == "USAGE-PATH"
-
-
-# splitting
-
-
-def cases(*groups: str) -> list[Case]:
-    return [Case(f"case_{n:03}", group, (scan(f"case_{n:03}.nii.gz"),)) for n, group in enumerate(groups)]
-
-
-GROUPS = st.lists(st.sampled_from([f"p{n}" for n in range(12)]), min_size=2, max_size=30).filter(
-    lambda g: len(set(g)) > 1
-)
-
-
-@given(GROUPS, st.floats(0.01, 0.99), st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
-def test_a_random_split_is_whole_disjoint_by_patient_and_blind_to_order(groups, share, seed, random) -> None:  # type: ignore[no-untyped-def]
-    some = cases(*groups)
-    split = split_cases(some, DataConfig(validation=share), seed)
-    patient = {case.id: case.group for case in some}
-    assert sorted((*split.train, *split.validation)) == sorted(patient)
-    assert not {patient[i] for i in split.train} & {patient[i] for i in split.validation}
-    assert split.train
-    assert split.validation
-    shuffled = random.sample(some, len(some))
-    assert split_cases(shuffled, DataConfig(validation=share), seed) == split
-
-
-def test_the_share_counts_patients() -> None:
-    some = cases(*(f"p{n % 10}" for n in range(30)))
-    split = split_cases(some, DataConfig(validation=0.2), 1)
-    assert len(split.validation) == 6  # 0.2 x 10 patients = 2 patients of 3 cases each
-    assert split_cases(some, DataConfig(validation=0.2), 2) != split
-    assert split_cases(some, DataConfig(validation=0), 1).validation == ()
-
-
-def written(folder: Path, content: object) -> DataConfig:
-    path = folder / "split.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return DataConfig(split=path)
-
-
-def test_a_split_file_names_cases_patients_or_folders(tmp_path: Path) -> None:
-    some = [*cases("p1", "p1", "p2"), Case("STS_7_a", "hash", (series("STS_7/a", "1"),))]
-    split = split_cases(some, written(tmp_path, {"train": ["p1", "STS_7"], "validation": ["case_002"]}), 0)
-    assert split.train == ("STS_7_a", "case_000", "case_001")
-    assert split.validation == ("case_002",)
-
-
-@pytest.mark.parametrize("name", ["data", "export"])
-def test_a_split_file_names_no_folder_above_the_scans(tmp_path: Path, name: str) -> None:
-    some = [Case(f"case_{n}", f"p{n}", (scan(f"export/s{n}/t1.nii.gz"),)) for n in (1, 2)]
-    for names, wrong in ((["s1"], False), (["t1.nii.gz"], False), ([name], True)):
-        data = written(tmp_path, {"train": names, "validation": []})
-        data = data.model_copy(update={"scans": (Path("/data/export"),)})
-        if not wrong:
-            assert "case_1" in split_cases(some, data, 0).train
-            continue
-        with pytest.raises(MedsegError, match=f"names {name}, which is no case") as raised:
-            split_cases(some, data, 0)
-        assert raised.value.code == "DATA-SPLIT"
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ({"train": ["case_000"], "validation": ["case_001"]}, "on both sides"),  # one patient
-        ({"train": ["case_000", "case_002"], "validation": ["case_002"]}, "case_002"),
-        ({"train": ["case_000"], "validation": ["nobody"]}, "nobody"),
-        ({"train": [], "validation": ["p2"]}, "no case to train"),
-        ({"train": ["p1"], "val": ["p2"]}, "two lists"),
-        ({"train": "p1", "validation": ["p2"]}, "two lists"),
-        ([], "two lists"),
-        ("{", "cannot be read"),
-    ],
-)
-def test_a_split_file_that_is_wrong(tmp_path: Path, content: object, part: str) -> None:
-    with pytest.raises(MedsegError) as raised:
-        split_cases(cases("p1", "p1", "p2"), written(tmp_path, content), 0)
-    assert raised.value.code == "DATA-SPLIT"
-    assert part in str(raised.value)
-
-
-def test_a_split_file_may_name_cases_that_were_rejected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = written(tmp_path, {"train": ["p1", "gone_9"], "validation": ["p2"]})
-    assert split_cases(cases("p1", "p2"), data, 0, left_out={"gone_9_T1"}).train == ("case_000",)
-    assert "gone_9" in caplog.text
-
-
-def test_one_patient_cannot_be_split() -> None:
-    with pytest.raises(MedsegError) as raised:
-        split_cases(cases("p1", "p1"), DataConfig(validation=0.2), 0)
-    assert raised.value.code == "DATA-SPLIT"
-    with pytest.raises(MedsegError) as empty:
-        split_cases([], DataConfig(), 0)
-    assert empty.value.code == "DATA-EMPTY"
-    assert "medseg check" not in str(empty.value)  # which may be what was just run
 
 
 # real data

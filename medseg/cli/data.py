@@ -31,9 +31,12 @@ def check(config: Path, /, *overrides: str, json: Path | None = None) -> int:
     screen.close()
     show_findings(found.dataset.findings)
     errors = sum(finding.severity == "error" for finding in found.dataset.findings)
-    sides = (
-        f", {len(found.split.train)} to train on and {len(found.split.validation)} to validate" if found.split else ""
-    )
+    sides = ""
+    if found.folds:
+        sizes = sorted(len(fold.validation) for fold in found.folds)
+        sides = f" in {len(found.folds)} folds of {sizes[0]} to {sizes[-1]}"
+    elif found.split:
+        sides = f", {len(found.split.train)} to train on and {len(found.split.validation)} to validate"
     out.print(f"{len(found.dataset.cases)} cases can be used{sides}; {errors} error{'' if errors == 1 else 's'}")
     if json is not None:
         write_text(json, found.to_json())

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medseg.cli.terminal import DONE, SOME_REJECTED, Output, Seed, out, plain, screen
+from medseg.cli.terminal import DONE, SOME_REJECTED, Output, Positive, Seed, out, plain, screen
 
 
-def train(config: Path, /, *overrides: str, output: Output = Path("run"), resume: bool = False) -> int:
-    """Train a network on the scans and reference masks that a configuration names.
+def train(
+    config: Path,
+    /,
+    *overrides: str,
+    output: Output = Path("run"),
+    resume: bool = False,
+    fold: Positive | None = None,
+) -> int:
+    """Train a network on the scans and reference masks that a configuration names; with folds=5, five of them.
 
     Args:
         config: configuration file.
         overrides: settings as key=value, such as train.epochs=20.
         output: the run folder.
         resume: go on with a run that was stopped.
+        fold: of a configuration with folds, train this one only: others may run elsewhere at the same time.
     """
     from medseg.config import load
     from medseg.training import train as run
 
-    result = run(load(config, overrides), output, resume=resume, watch=screen)
+    result = run(load(config, overrides), output, resume=resume, fold=fold, watch=screen)
     screen.close()
     out.print(plain(result.summary()))
     return SOME_REJECTED if result.left_out else DONE

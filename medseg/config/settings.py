@@ -44,7 +44,9 @@ class DataConfig(Settings):
         (ChannelConfig(),), min_length=1, description="the channels of a case, in order; one of any kind by default"
     )
     resample_references: bool = Field(False, description="lay a reference on another grid onto the scan")
-    split: Path | None = Field(None, description="JSON file: lists `train` and `validation` of case or patient ids")
+    split: Path | None = Field(
+        None, description="JSON file of case or patient ids: lists `train` and `validation`; with folds, a list `folds`"
+    )
     validation: float = Field(0.2, ge=0, lt=1, description="share of the patients held out when there is no split file")
 
     @model_validator(mode="before")
@@ -218,8 +220,14 @@ class Config(Settings):
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     budget: Duration | None = Field(
         None,
-        description="time for the whole training, such as 90s, 10m or 1h30m; when the run first starts, it is turned "
-        "into `train.epochs` and `train.steps_per_epoch` by what this machine does in a second",
+        description="time for the whole training (folds share it), such as 90s, 10m or 1h30m; when the run first "
+        "starts, it is turned into `train.epochs` and `train.steps_per_epoch` by what this machine does in a second",
+    )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=20,
+        description="cross-validation: so many models, each validated on its own share of the patients",
     )
 
     @model_validator(mode="after")

@@ -1,5 +1,39 @@
-"""Training: the run, the loop, the losses."""
+"""Training: the run, its folds, the loop, the losses."""
 
-from medseg.training.run import TrainResult, train
+from __future__ import annotations
 
-__all__ = ["TrainResult", "train"]
+from pathlib import Path
+
+from medseg.config import Config
+from medseg.errors import UsageError
+from medseg.progress import Watch, silent
+from medseg.training.folds import FoldsResult, train_folds
+from medseg.training.run import TrainResult, train_once
+
+__all__ = ["FoldsResult", "TrainResult", "train"]
+
+
+def train(
+    config: Config, output: Path, *, resume: bool = False, fold: int | None = None, watch: Watch = silent
+) -> TrainResult | FoldsResult:
+    """Train a network, or one for each fold, as the configuration says.
+
+    Args:
+        config: as `medseg.config.load` gives it.
+        output: the run folder.
+        resume: go on with the run that is there.
+        fold: train this one only, from 1; another process or machine may train the others.
+        watch: is told of each step.
+
+    Raises:
+        UsageError: a wrong configuration or path; USAGE-OPTION for a fold that there is not; MODEL-LOSS for a loss
+            that cannot learn.
+        InputError: DATA-EMPTY when no case can be used.
+        RunError: RUN-RESUME when the folder holds a run and `resume` is off, or one of another configuration; RUN-NAN,
+            RUN-MEMORY, RUN-WRITE, RUN-DEVICE, RUN-BUSY.
+    """
+    if config.folds is not None:
+        return train_folds(config, output, resume=resume, fold=fold, watch=watch)
+    if fold is not None:
+        raise UsageError("USAGE-OPTION", "fold", "the configuration has no folds", "Set folds, such as folds=5.")
+    return train_once(config, output, resume=resume, watch=watch)

@@ -47,7 +47,27 @@ class Prepared:
     left_out: tuple[Finding, ...]
 
 
-def prepare_cases(config: Config, output: Path, device: torch.device, watch: Watch) -> Prepared:
+@dataclass(frozen=True)
+class Shared:
+    """What the folds of a cross-validation have in common, made once for all.
+
+    Attributes:
+        found: the examined data set, with the split of this fold.
+        store: folder of the prepared slices.
+    """
+
+    found: Examination
+    store: Path
+
+
+def prepare_cases(
+    config: Config,
+    output: Path,
+    device: torch.device,
+    watch: Watch,
+    preparation: Preparation | None = None,
+    shared: Shared | None = None,
+) -> Prepared:
     """Examine the data set of a configuration, plan, and prepare the slices.
 
     Args:
@@ -55,33 +75,37 @@ def prepare_cases(config: Config, output: Path, device: torch.device, watch: Wat
         output: the run folder.
         device: that will train.
         watch: is told of each case and finding.
+        preparation: of the scans, when it was decided before.
+        shared: with other folds.
 
     Raises:
         UsageError: as `medseg.check.examine` and `make_plan`.
         InputError: DATA-EMPTY when no case can be used.
         RunError: RUN-WRITE.
     """
-    found = examine(config, watch=watch)
-    _tell(found, config, watch)
-    plan = make_plan(config, found, device)
+    found = shared.found if shared else tell(examine(config, watch=watch), config, watch)
+    plan = make_plan(config, found, device, preparation)
     for finding in plan.warnings:
         watch("plan", 1, 1, str(finding))
     training, held_out = _sides(found)
     watch("plan", 1, 1, f"{len(training)} cases to train on, {len(held_out)} to validate")
-    store = _stored(training, plan.preparation, config, output, watch)
-    held_out_store = _stored(held_out, plan.preparation, config, output, watch) if held_out else None
+    place = shared.store if shared else output / "prepared"
+    store = _stored(training, plan.preparation, config, place, watch)
+    held_out_store = _stored(held_out, plan.preparation, config, place, watch) if held_out else None
     left_out = tuple(finding for finding in found.dataset.findings if finding.severity == "error")
     rejected = {**store.rejected, **(held_out_store.rejected if held_out_store else {})}
     left_out += tuple(Finding.from_error(error, case) for case, error in rejected.items())
     return Prepared(plan, tuple(held_out), store, held_out_store, left_out)
 
 
-def _tell(found: Examination, config: Config, watch: Watch) -> None:
+def tell(found: Examination, config: Config, watch: Watch) -> Examination:
+    """Say what the examination found, before anything is planned; return it."""
     for finding in found.dataset.findings:
         if finding.severity != "note":
             watch("check", 1, 1, str(finding))
     for line in describe_all(found.dataset.cases, config):
         watch("check", 1, 1, line)
+    return found
 
 
 def _sides(found: Examination) -> tuple[list[Case], list[Case]]:
@@ -91,7 +115,7 @@ def _sides(found: Examination) -> tuple[list[Case], list[Case]]:
     return [cases[name] for name in split.train], [cases[name] for name in split.validation]
 
 
-def _stored(cases: Sequence[Case], preparation: Preparation, config: Config, output: Path, watch: Watch) -> SliceStore:
+def _stored(cases: Sequence[Case], preparation: Preparation, config: Config, place: Path, watch: Watch) -> SliceStore:
     done = 0
 
     def progress(case: Case) -> None:
@@ -101,7 +125,7 @@ def _stored(cases: Sequence[Case], preparation: Preparation, config: Config, out
 
     settings = config.model_dump(mode="json", include=READ_BY)
     reader = partial(read_reference, config=config)
-    store = build_store(cases, output / "prepared", preparation, reader, settings, progress)
+    store = build_store(cases, place, preparation, reader, settings, progress)
     for case, error in store.rejected.items():
         watch("prepare", done, len(cases), f"error: {case} is left out: {error}")
     return store

@@ -99,13 +99,16 @@ class Plan:
         return [*rows, *((f"label {label.name}", "", _label(label)) for label in self.measured.labels)]
 
 
-def make_plan(config: Config, found: Examination, device: torch.device | None = None) -> Plan:
+def make_plan(
+    config: Config, found: Examination, device: torch.device | None = None, preparation: Preparation | None = None
+) -> Plan:
     """Decide how to train on a data set; nothing is written.
 
     Args:
         config: as `medseg.config.load` gives it.
-        found: its data set, examined.
+        found: its data set, examined; divided into folds, what all of them have in common is decided on all cases.
         device: that will train; without it, the precision stays open.
+        preparation: of the scans, when it was decided before; the settings of `prepare` agree with it.
 
     Raises:
         ConfigError: DATA-SPLIT when the cases cannot be divided, DATA-LABEL when no case has one of the labels,
@@ -118,14 +121,19 @@ def make_plan(config: Config, found: Examination, device: torch.device | None = 
     measured = fingerprint(training, config)
     decisions = Decisions(config)
     left_out = len(found.dataset.left_out - {case.id for case in found.dataset.cases})
-    decisions.note("data", f"{len(training)} cases to train on, {held_out} to validate, {left_out} left out")
-    preparation = _prepare(decisions, measured)
+    sides = f"{len(training)} cases to train on, {held_out} to validate"
+    if found.folds:
+        sides = f"{len(training)} cases in {len(found.folds)} folds: each held out by one, trained on by the others"
+    decisions.note("data", f"{sides}, {left_out} left out")
+    decided = _prepare(decisions, measured)
+    preparation = preparation or decided
     _augment(decisions, measured, preparation)
     stacks = [_stack(case, preparation) for case in training]  # (slices, rows, columns) of each case
     rows, columns = np.median(stacks, axis=0)[1:].tolist()
     network = _network(decisions, (rows, columns), preparation, out_channels)
     _patch(decisions, (rows, columns), network.stride)
-    slices = sum(count for count, _, _ in stacks)
+    trained = set(found.split.train if found.split else ())  # of folds: the first one's
+    slices = sum(count for case, (count, _, _) in zip(training, stacks, strict=True) if case.id in trained)
     _training(decisions, measured, preparation, slices)
     if device is not None:
         bf16 = choose_precision(decisions.config.train.precision, device) == torch.bfloat16
@@ -150,7 +158,7 @@ def count_out_channels(config: Config) -> int:
 
 
 def _sides(found: Examination) -> tuple[list[CaseMeasure], int]:
-    """Return the training cases' numbers, and how many cases are held out.
+    """Return the training cases' numbers, and how many cases are held out; of folds, all cases and none.
 
     Raises:
         ConfigError: DATA-SPLIT, DATA-LABEL.
@@ -164,6 +172,8 @@ def _sides(found: Examination) -> tuple[list[CaseMeasure], int]:
     if not found.split.train:
         problem = f"no case is left to train on; {len(found.dataset.left_out)} were left out"
         raise InputError("DATA-EMPTY", "data", problem, "Run medseg check with this configuration.")
+    if found.folds:
+        return list(found.measures.values()), 0
     return [found.measures[case] for case in found.split.train], len(found.split.validation)
 
 

@@ -16,6 +16,7 @@ from medseg.case import Case, Finding
 from medseg.config import Config
 from medseg.config.duration import seconds
 from medseg.config.load import dump, load, parse
+from medseg.config.yaml_text import read_yaml, write_yaml
 from medseg.errors import MedsegError, RunError
 from medseg.io.atomic import write_text
 from medseg.io.lock import exclusive
@@ -23,20 +24,24 @@ from medseg.io.nifti import write_mask
 from medseg.models import Network, build
 from medseg.models.model_folder import Model, ModelDescription, load_model, save_model
 from medseg.prediction import Predictor, choose_device
+from medseg.preparation import Preparation
 from medseg.progress import Watch, silent
 from medseg.reading import read_case
 from medseg.reference import read_reference
 from medseg.report import Report, evaluate
 from medseg.training.budget import rehearse, within_budget
-from medseg.training.cases import Prepared, prepare_cases
+from medseg.training.cases import Prepared, Shared, prepare_cases
 from medseg.training.data import TrainingSlices, VolumeDice
 from medseg.training.history import require_tensorboard, write_tensorboard
 from medseg.training.loop import Fitted, LoopOptions, fit, seed_everything
 from medseg.training.losses import build_loss
 from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels
-from medseg.volume import UNANNOTATED
+from medseg.volume import UNANNOTATED, Labels
 
 log = logging.getLogger(__name__)
+
+PREPARATION = "preparation.yaml"
+SPLIT = "split.json"
 
 MAY_CHANGE = ("train.device", "train.tensorboard")
 """Settings that a resumed run may have otherwise: they do not change the result."""
@@ -68,14 +73,18 @@ class TrainResult:
         return "\n".join(lines)
 
 
-def train(config: Config, output: Path, *, resume: bool = False, watch: Watch = silent) -> TrainResult:
+def train_once(
+    config: Config, output: Path, *, resume: bool = False, watch: Watch = silent, shared: Shared | None = None
+) -> TrainResult:
     """Train a network on the cases of a configuration.
 
     Args:
-        config: as `medseg.config.load` gives it.
-        output: the run folder; gets `config.yaml`, `model/`, `metrics.csv`, `checkpoints/`, `prepared/`, `validation/`.
+        config: as `medseg.config.load` gives it, without folds.
+        output: the run folder; gets `config.yaml`, `preparation.yaml`, `model/`, `metrics.csv`, `checkpoints/`,
+            `prepared/`, `validation/`.
         resume: go on with the run that is there.
         watch: is told of each step.
+        shared: when it is one fold of many.
 
     Raises:
         UsageError: a wrong configuration or path; MODEL-LOSS for a loss that cannot learn.
@@ -89,11 +98,14 @@ def train(config: Config, output: Path, *, resume: bool = False, watch: Watch = 
     if config.train.tensorboard:
         require_tensorboard()
     with exclusive(output):
-        cases = prepare_cases(_begin(config, output, resume), output, device, watch)
+        config = begin(config, output, resume)
+        kept = kept_preparation(output) if resume or shared else None
+        cases = prepare_cases(config, output, device, watch, kept, shared)
         options = LoopOptions(output, device, _dtype(cases.plan.config), resume, watch)
         cases = replace(cases, plan=_with_steps(cases, options, started))
         if not (output / "config.yaml").is_file():  # a resumed run keeps the words of the plan that it began with
             write_text(output / "config.yaml", cases.plan.to_yaml())
+        keep_preparation(output, cases.plan.preparation)
         fitted = fit(*_parts(cases, options), cases.plan.config.train, options)
         report = _finished(cases, fitted, options)
     return TrainResult(output, fitted, report, cases.left_out)
@@ -147,8 +159,12 @@ def _finished(cases: Prepared, fitted: Fitted, options: LoopOptions) -> Report |
     return report
 
 
-def _begin(config: Config, output: Path, resume: bool) -> Config:
-    """Return the configuration to run with: the given one, or the resumed run's own with its measured values."""
+def begin(config: Config, output: Path, resume: bool) -> Config:
+    """Return the configuration to run with: the given one, or the resumed run's own with its measured values.
+
+    Raises:
+        RunError: RUN-RESUME when there is a run and `resume` is off, or the configuration has changed.
+    """
     path = output / "config.yaml"
     if not path.is_file():
         return config
@@ -157,12 +173,34 @@ def _begin(config: Config, output: Path, resume: bool) -> Config:
         raise RunError("RUN-RESUME", str(output), "the folder holds a training run already", advice)
     stored = load(path)
     given = parse(dump(config), str(path))  # its paths absolute, as they stand in the file
+    if given.data.split == output.absolute() / SPLIT:  # its own, wherever the folder was moved
+        moved = stored.data.model_copy(update={"split": given.data.split})
+        stored = stored.model_copy(update={"data": moved})
     changes = _changes(given.model_dump(mode="json"), stored.model_dump(mode="json"))
     if changes:
         advice = "Resume with the configuration it began with, or start another run with -o."
         raise RunError("RUN-RESUME", str(output), f"the configuration has changed: {'; '.join(changes)}", advice)
     device = {"device": config.train.device, "tensorboard": config.train.tensorboard}
     return stored.model_copy(update={"train": stored.train.model_copy(update=device)})
+
+
+def kept_preparation(output: Path) -> Preparation | None:
+    """Return the preparation that a run began with, to the last digit; None when it has not begun.
+
+    Raises:
+        ConfigError: CONFIG-SYNTAX, and
+        ModelError: MODEL-FORMAT, when the file is damaged.
+    """
+    path = output / PREPARATION
+    if not path.is_file():
+        return None
+    content = read_yaml(path.read_text(encoding="utf-8"), str(path)).data
+    return Preparation.from_dict(content if isinstance(content, dict) else {})
+
+
+def keep_preparation(output: Path, preparation: Preparation) -> None:
+    """Write `preparation.yaml`."""
+    write_text(output / PREPARATION, write_yaml(preparation.to_dict()))
 
 
 def _changes(given: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> list[str]:
@@ -201,8 +239,12 @@ def _scored(model: Model, cases: Sequence[Case], config: Config, output: Path, w
         except MedsegError as error:
             log.warning("%s: no reference to score: %s", case.id, error)
     predict_cases(cases, Predictor(model), folder / "masks", watch=watch)
+    return score(folder, cases, model.labels)
+
+
+def score(folder: Path, cases: Sequence[Case], labels: Labels) -> Report:
+    """Score `masks/` of a validation folder against `references/`, by patient, and write the report beside them."""
     patients = sorted({case.group for case in cases})  # numbered: not even a hash of a patient id goes into a report
     groups = {case.id: f"patient-{patients.index(case.group) + 1}" for case in cases}
-    return evaluate(
-        folder / "masks", folder / "references", folder, labels=model.labels, groups=groups, unannotated=(UNANNOTATED,)
-    )
+    places = (folder / "masks", folder / "references", folder)
+    return evaluate(*places, labels=labels, groups=groups, unannotated=(UNANNOTATED,))
