@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +29,20 @@ def outside(inventory: Inventory, paths: Sequence[Path], output: Path) -> Invent
     Raises:
         UsageError: USAGE-PATH when scans lie right in the output folder: results are named like them.
     """
-    folder = output.resolve()
+    folder = _real(output)
     _, ours = _claims(folder)
-    there = [scan for scan in inventory.scans if scan.kind == "nifti" and scan.path.resolve().parent == folder]
+    there = [scan for scan in inventory.scans if scan.kind == "nifti" and _real(scan.path).parent == folder]
     scans = [scan for scan in there if scan.path.name not in ours]
-    if scans or any(folder == (path.parent if path.is_file() else path).resolve() for path in paths):
+    if scans or any(folder == _real(path.parent if path.is_file() else path) for path in paths):
         problem = "the output folder holds the scans, and results are named like them"
         raise UsageError("USAGE-PATH", str(output), problem, "Choose another folder, such as one below it.")
-    skipped = tuple(item for item in inventory.skipped if item.path.resolve().parent != folder)
+    skipped = tuple(item for item in inventory.skipped if _real(item.path).parent != folder)
     return replace(inventory, scans=tuple(scan for scan in inventory.scans if scan not in there), skipped=skipped)
+
+
+def _real(path: Path) -> Path:
+    """The path without links; `Path.resolve` raises for a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def claim(output: Path, command: str, names: Sequence[str]) -> frozenset[str]:

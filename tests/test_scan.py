@@ -19,6 +19,7 @@ from medseg.grid import Grid
 from medseg.io import dicom_open
 from medseg.io.atomic import PARTIAL_PREFIX
 from medseg.io.nifti import write_mask
+from medseg.outputs import outside
 from medseg.scan import find_scans, read, take_inventory
 from medseg.scan_ids import LONGEST, RESERVED, safe_name
 from medseg.volume import Mask
@@ -148,6 +149,17 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     inventory = take_inventory([tmp_path / "case"])
     assert [len(scan.files) for scan in inventory.scans] == [5]
     assert [skip.code for skip in inventory.skipped] == ["SKIP-SPECIAL"]
+
+
+def test_links_that_lead_nowhere_harm_nobody(tmp_path: Path) -> None:
+    save(small(), tmp_path / "a")
+    (tmp_path / "a" / "itself.dcm").symlink_to("itself.dcm")
+    (tmp_path / "a" / "nowhere.dcm").symlink_to("nothing")
+    (tmp_path / "a" / "endless.nii.gz").symlink_to("/dev/zero")
+    inventory = take_inventory([tmp_path])
+    assert [scan.usable for scan in inventory.scans] == [True]
+    assert {skip.code for skip in inventory.skipped} == {"SKIP-SPECIAL"}
+    assert len(outside(inventory, [tmp_path], tmp_path / "out").scans) == 1
 
 
 def test_cases_may_share_a_file(tmp_path: Path) -> None:

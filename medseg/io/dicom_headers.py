@@ -17,6 +17,7 @@ from pydicom.filereader import read_partial
 
 from medseg.errors import DicomError
 from medseg.io.dicom_body_parts import body_part
+from medseg.io.dicom_end import HeaderEnd, breaks_off
 from medseg.io.dicom_extent import LOSSY, PixelElement, check_extent
 from medseg.io.dicom_frames import MARK_TAGS, Frame, frame_of, macros_of
 from medseg.io.dicom_mosaic import IMAGE_HEADER, IMAGES, SERIES_HEADER, csa_slices, is_mosaic, place_tiles, tiles_across
@@ -121,6 +122,8 @@ def read_header(path: Path) -> Header | None:
                 return _damaged(path, "the file is empty")
             if not looks_like_dicom(start):
                 return None
+            if breaks_off(handle, start):
+                return _damaged(path, "the header breaks off in zeros")
             with inflated(handle, path.name) as data, quiet():
                 return _parse(path, data, bare=start[128:132] != b"DICM")
     except DicomError as error:
@@ -138,7 +141,7 @@ def _damaged(path: Path, reason: str) -> Header:
 def _parse(path: Path, data: BinaryIO, bare: bool) -> Header | None:
     """Parse up to the pixel data, then say what the file is. A bare data set that names no object is not DICOM."""
     size = size_of(data)
-    stop = _Stop(data, size)
+    stop = HeaderEnd(data, size, _TAGS)
     dataset = read_partial(data, stop_when=stop, force=True, specific_tags=list(_TAGS))
     if bare and not text(dataset, 0x00080016) and not text(dataset, 0x0020000E):
         return None
@@ -152,28 +155,7 @@ def _parse(path: Path, data: BinaryIO, bare: bool) -> Header | None:
     return replace(header, code=code, reason=reason, notes=notes)
 
 
-class _Stop:
-    """Stops pydicom at the pixel data, and at an element that claims more bytes than the file has."""
-
-    def __init__(self, data: BinaryIO, size: int) -> None:
-        self.data = data
-        self.size = size
-        self.offset = -1
-        self.length = 0
-        self.tag = 0
-        self.vr = ""
-        self.overrun = False
-
-    def __call__(self, tag: int, vr: str | None, length: int) -> bool:
-        """Called by pydicom with the file positioned at the element's value."""
-        if int.__ge__(tag, 0x7FE00008):  # a pydicom tag compares itself in Python
-            self.tag, self.vr, self.offset, self.length = int(tag), vr or "", self.data.tell(), length
-            return True
-        self.overrun = length != 0xFFFFFFFF and self.data.tell() + length > self.size
-        return self.overrun
-
-
-def _describe(path: Path, dataset: FileDataset, stop: _Stop) -> Header:
+def _describe(path: Path, dataset: FileDataset, stop: HeaderEnd) -> Header:
     """Make the header of any object; images get their frames."""
     sop_class, series_uid = text(dataset, 0x00080016), text(dataset, 0x0020000E)
     header = Header(
@@ -215,10 +197,10 @@ def _kind(sop_class: str, dataset: Dataset) -> Literal["image", "rtstruct", "dic
     return "image" if sop_class in SLICE_CLASSES or has_size else "object"
 
 
-def _describe_image(header: Header, dataset: FileDataset, stop: _Stop) -> Header:
+def _describe_image(header: Header, dataset: FileDataset, stop: HeaderEnd) -> Header:
     header = replace(header, notes=_oddities(dataset))
-    if stop.overrun:
-        return replace(header, code="DICOM-READ", reason="the header is cut short")
+    if stop.fault:
+        return replace(header, code="DICOM-READ", reason=stop.fault)
     if stop.offset < 0 or stop.tag != 0x7FE00010:
         found = "no pixel data" if stop.offset < 0 else "pixel data of floating-point numbers, wanted integers"
         return replace(header, code="DICOM-PIXELS", reason=f"the file holds {found}")
@@ -236,7 +218,8 @@ def _with_tiles(header: Header, dataset: Dataset, pixels: PixelElement, data: Bi
     """Take the slices of a mosaic apart."""
     slices = csa_slices(dataset) or integer(dataset, IMAGES) or 0
     data.seek(0)
-    protocol = read_partial(data, stop_when=_Stop(data, size_of(data)), force=True, specific_tags=[SERIES_HEADER])
+    stop = HeaderEnd(data, size_of(data), (SERIES_HEADER,))
+    protocol = read_partial(data, stop_when=stop, force=True, specific_tags=[SERIES_HEADER])
     frames = place_tiles(header.frames[0], pixels.rows, pixels.columns, slices, bytes_of(protocol, SERIES_HEADER))
     if not frames:
         reason = "a mosaic: many slices tiled into one image, and its header does not prove where they lie"
@@ -265,7 +248,7 @@ def _syntax(dataset: Dataset) -> str:
     return str(meta.get("TransferSyntaxUID", "")).strip(" \0") if meta else ""
 
 
-def _pixel_element(dataset: FileDataset, stop: _Stop) -> PixelElement:
+def _pixel_element(dataset: FileDataset, stop: HeaderEnd) -> PixelElement:
     implicit, little = dataset.original_encoding
     stated = _syntax(dataset)
     allocated = integer(dataset, 0x00280100) or 0

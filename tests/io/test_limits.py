@@ -142,6 +142,47 @@ def many_fragments(folder: Path) -> None:
     path.write_bytes(data[:at] + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 300_000 + data[at:])
 
 
+def long_element(tag: tuple[int, int], vr: bytes) -> Callable[[Path], None]:
+    """2 GiB in one element that is read, in a sparse file."""
+
+    def make(folder: Path) -> None:
+        path = save(series(slices=4, size=(8, 8)), folder)[2]
+        data = path.read_bytes()
+        head = data[: data.index(b"\x28\x00\x02\x00US")] + struct.pack("<HH2sHL", *tag, vr, 0, 2**31)
+        path.write_bytes(head)
+        os.truncate(path, len(head) + 2**31)
+
+    return make
+
+
+def turned_to_zeros(folder: Path) -> None:
+    """3 GiB of zeros, sparse: behind the mark, and behind the file meta group."""
+    paths = save(series(slices=4, size=(8, 8)), folder)
+    for path, kept in ((paths[2], 132), (paths[3], 0)):
+        data = path.read_bytes()
+        path.write_bytes(data[: kept or 144 + struct.unpack("<L", data[140:144])[0]])
+        os.truncate(path, 3 * 2**30)
+
+
+def many_items(folder: Path) -> None:
+    """Three million empty items in 24 MB."""
+    path = save(series(slices=4, size=(8, 8)), folder)[2]
+    data = path.read_bytes()
+    at = data.index(b"\xe0\x7f\x10\x00")
+    opening, closing = (
+        struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, 2**32 - 1),
+        struct.pack("<HHL", 0xFFFE, 0xE0DD, 0),
+    )
+    path.write_bytes(data[:at] + opening + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 3_000_000 + closing + data[at:])
+
+
+def many_elements(folder: Path) -> None:
+    path = save(series(slices=4, size=(8, 8)), folder)[2]
+    data = path.read_bytes()
+    at = data.index(b"\x28\x00\x02\x00US")
+    path.write_bytes(data[:at] + struct.pack("<HH2sH", 0x0027, 0x1001, b"LO", 0) * 3_000_000 + data[at:])
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "gz_bomb": (gzip_bomb, "NIFTI-SIZE"),
     "gz_surplus": (gzip_surplus, "NIFTI-SIZE"),
@@ -152,6 +193,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "jpeg2000_claim": (compressed_claim(JPEG2000Lossless), "DICOM-SIZE"),
     "rle_claim": (compressed_claim(RLELossless), "DICOM-SIZE"),
     "fragments": (many_fragments, "ok"),
+    "long_text": (long_element((0x0020, 0x0010), b"UN"), "DICOM-PIXELS"),
+    "long_header": (long_element((0x0029, 0x1010), b"OB"), "DICOM-READ"),
+    "long_sequence": (long_element((0x5200, 0x9230), b"SQ"), "DICOM-READ"),
+    "zeros": (turned_to_zeros, "DICOM-READ"),
+    "items": (many_items, "DICOM-READ"),
+    "elements": (many_elements, "DICOM-READ"),
     "pipe": (pipe, "ok"),
 }
 
