@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
 from medseg.io.dicom_values import (
+    Source,
     ascii_text,
     decimals,
     element_of,
@@ -106,7 +108,7 @@ _FRAME_MARKS = {
 }
 
 
-def frame_of(path: Path, number: int, sources: list[Dataset]) -> Frame:
+def frame_of(path: Path, number: int, sources: Sequence[Source]) -> Frame:
     """One frame, each value from the first source that has it (per-frame group, shared group, top level)."""
     position = lookup(sources, 0x00200032)
     orientation = lookup(sources, 0x00200037)
@@ -130,7 +132,7 @@ def frame_of(path: Path, number: int, sources: list[Dataset]) -> Frame:
     )
 
 
-def _mark(sources: list[Dataset], tags: tuple[int, ...]) -> str:
+def _mark(sources: Sequence[Source], tags: tuple[int, ...]) -> str:
     """One value, as comparable text; binary values by their bytes; points in time by what stands for them."""
     parts = [_plain(element_of(sources, tag)) for tag in tags]
     if not any(parts):

@@ -8,11 +8,10 @@ import struct
 from dataclasses import replace
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from medseg.grid import SAME_PLACE_MM, Float
 from medseg.io.dicom_frames import Frame
-from medseg.io.dicom_values import bytes_of, image_type, integer
+from medseg.io.dicom_values import Source, bytes_of, image_type, integer
 
 IMAGE_HEADER, SERIES_HEADER, IMAGES = 0x00291010, 0x00291020, 0x0019100A
 """Private tags of Siemens: the CSA headers of image and series, and the number of slices in a mosaic."""
@@ -21,19 +20,19 @@ _POSITION = re.compile(rb"sSliceArray\.asSlice\[(\d{1,4})\]\.sPosition\.d(Sag|Co
 _COUNT = re.compile(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b")
 
 
-def is_mosaic(dataset: Dataset) -> bool:
+def is_mosaic(source: Source) -> bool:
     """Whether a header says that its image is a mosaic."""
-    return bool(integer(dataset, IMAGES) or "MOSAIC" in image_type(dataset) or csa_slices(dataset))
+    return bool(integer(source, IMAGES) or "MOSAIC" in image_type(source) or csa_slices(source))
 
 
-def csa_slices(dataset: Dataset) -> int:
+def csa_slices(source: Source) -> int:
     """How many slices a mosaic holds by Siemens' CSA image header; 0 when it is none, or unreadable.
 
     Source: nibabel's description of the format (nibabel/doc/source/dicom/siemens_csa.rst): a tag is its name in 64
         bytes, then multiplicity, VR, type, number of items and a check value in 4 bytes each; an item has four numbers
         of 4 bytes, the first of type 1 and the second of type 2 being its length, then its text.
     """
-    header = bytes_of(dataset, IMAGE_HEADER)
+    header = bytes_of(source, IMAGE_HEADER)
     at = header.find(b"NumberOfImagesInMosaic\0")
     if at < 0 or len(header) < at + 100:
         return 0

@@ -6,7 +6,6 @@ raises on some of them and repairs others. Here a value is what the standard say
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 from collections.abc import Iterable
@@ -14,16 +13,17 @@ from collections.abc import Iterable
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as ItemSequence
-from pydicom.tag import Tag
 
-from medseg.io.dicom_open import PARSE_ERRORS
+from medseg.io.dicom_elements import Elements, tag_of
+from medseg.io.dicom_open import PARSE_ERRORS, quiet
 
-_tag = functools.cache(Tag)  # pydicom makes a tag of a number each time it is asked: a tenth of a header's cost
+Source = Dataset | Elements
+"""Where values are looked up."""
 
 
-def element_of(sources: Iterable[Dataset], tag: int) -> RawDataElement | DataElement | None:
+def element_of(sources: Iterable[Source], tag: int) -> RawDataElement | DataElement | None:
     """The first element with a value among some data sets; None when there is none."""
-    key = _tag(tag)
+    key = tag_of(tag)
     for source in sources:
         element = source.get_item(key, keep_deferred=True)
         if element is not None and element.value not in (None, b"", ""):
@@ -38,14 +38,14 @@ def stored_bytes(element: RawDataElement | DataElement | None) -> bytes:
     return element.value if isinstance(element.value, bytes) else str(element.value).encode()
 
 
-def lookup(sources: Iterable[Dataset], tag: int) -> bytes:
+def lookup(sources: Iterable[Source], tag: int) -> bytes:
     """The first stored value among some data sets."""
     return stored_bytes(element_of(sources, tag))
 
 
-def bytes_of(dataset: Dataset, tag: int) -> bytes:
+def bytes_of(source: Source, tag: int) -> bytes:
     """The stored value of one data set."""
-    return lookup([dataset], tag)
+    return lookup([source], tag)
 
 
 def ascii_text(value: bytes) -> str:
@@ -53,17 +53,24 @@ def ascii_text(value: bytes) -> str:
     return value.decode("latin-1").strip(" \0\t\r\n")
 
 
-def text(dataset: Dataset, tag: int) -> str:
+def text(source: Source, tag: int) -> str:
     """A UID or code string."""
-    return ascii_text(bytes_of(dataset, tag))
+    return ascii_text(bytes_of(source, tag))
 
 
-def decoded(dataset: Dataset, tag: int) -> str:
+_SPECIAL = frozenset(b"\\~\x1b")
+"""Bytes that separate values, or mean something else in some character sets."""
+
+
+def decoded(source: Source, tag: int) -> str:
     """Human text in the data set's character set; undecodable bytes as Latin-1 rather than an error."""
+    stored = bytes_of(source, tag)
+    if stored.isascii() and not _SPECIAL & set(stored):
+        return stored.decode().rstrip(" \0")
     try:
-        return str(dataset[tag].value) if tag in dataset else ""
+        return str(_converted(source, tag))
     except PARSE_ERRORS:
-        return text(dataset, tag)
+        return text(source, tag)
 
 
 def stand_in(value: bytes, series_uid: str) -> str:
@@ -74,14 +81,14 @@ def stand_in(value: bytes, series_uid: str) -> str:
     return hashlib.blake2b(value, digest_size=8, key=series_uid.encode()[:64]).hexdigest() if value else ""
 
 
-def image_type(dataset: Dataset) -> list[str]:
+def image_type(source: Source) -> list[str]:
     """The values of ImageType, upper case."""
-    return [part.strip() for part in text(dataset, 0x00080008).upper().split("\\")]
+    return [part.strip() for part in text(source, 0x00080008).upper().split("\\")]
 
 
-def integer(dataset: Dataset, tag: int) -> int | None:
+def integer(source: Source, tag: int) -> int | None:
     """An integer stored as text (IS) or binary (US, UL), whatever the VR says; None when absent or unreadable."""
-    element = element_of([dataset], tag)
+    element = element_of([source], tag)
     value = stored_bytes(element)
     group = tag >> 16
     if (group == 0x0028 and tag != 0x00280008 and len(value) in (2, 4)) or tag in (0x0019100A, 0x00540081):
@@ -127,10 +134,20 @@ def decimals(value: bytes) -> int:
     return max(0, *places)
 
 
-def items(dataset: Dataset, tag: int) -> list[Dataset]:
+def items(source: Source, tag: int) -> list[Dataset]:
     """A sequence's items, none when it is absent or damaged."""
     try:
-        value = dataset[tag].value if tag in dataset else None
+        value = _converted(source, tag)
     except PARSE_ERRORS:
         return []
     return list(value) if isinstance(value, ItemSequence) else []
+
+
+def _converted(source: Source, tag: int) -> object:
+    """The value as pydicom converts it; None when there is none."""
+    if tag not in source:
+        return None
+    if isinstance(source, Dataset):
+        return source[tag].value
+    with quiet():
+        return source.dataset()[tag].value
