@@ -140,6 +140,7 @@ class TrainConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
     deterministic: bool = Field(True, description="equal seeds give equal runs, on a CPU bit for bit")
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra: tensorboard)")
+    overlays: int = Field(10, ge=0, description="pictures of validation slices in the course of a run; 0: none")
 
 
 EVERY_LABEL = "all"

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.config import Config
 from medseg.errors import UsageError
 from medseg.progress import Watch, silent
 from medseg.training.folds import FoldsResult, train_folds
+from medseg.training.history import Epoch
 from medseg.training.run import TrainResult, train_once
+from medseg.training.trackers import Tracker
 
-__all__ = ["FoldsResult", "TrainResult", "train"]
+__all__ = ["Epoch", "FoldsResult", "Tracker", "TrainResult", "train"]
 
 
 def train(
-    config: Config, output: Path, *, resume: bool = False, fold: int | None = None, watch: Watch = silent
+    config: Config,
+    output: Path,
+    *,
+    resume: bool = False,
+    fold: int | None = None,
+    watch: Watch = silent,
+    trackers: Sequence[Tracker] = (),
 ) -> TrainResult | FoldsResult:
     """Train a network, or one for each fold, as the configuration says.
 
@@ -24,6 +33,7 @@ def train(
         resume: go on with the run that is there.
         fold: train this one only, from 1; another process or machine may train the others.
         watch: is told of each step.
+        trackers: are told of each epoch; with folds, once from start to finish for each.
 
     Raises:
         UsageError: a wrong configuration or path; USAGE-OPTION for a fold that there is not; MODEL-LOSS for a loss
@@ -33,7 +43,7 @@ def train(
             RUN-MEMORY, RUN-WRITE, RUN-DEVICE, RUN-BUSY.
     """
     if config.folds is not None:
-        return train_folds(config, output, resume=resume, fold=fold, watch=watch)
+        return train_folds(config, output, resume=resume, fold=fold, watch=watch, trackers=trackers)
     if fold is not None:
         raise UsageError("USAGE-OPTION", "fold", "the configuration has no folds", "Set folds, such as folds=5.")
-    return train_once(config, output, resume=resume, watch=watch)
+    return train_once(config, output, resume=resume, watch=watch, trackers=trackers)

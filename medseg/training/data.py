@@ -96,9 +96,9 @@ class VolumeDice:
     def __init__(
         self, store: SliceStore, config: Config, context: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._store = store
-        self._labels = [number for number, _ in config.label_names]
-        self._context = context
+        self.store = store
+        self._numbers = [number for number, _ in config.label_names]
+        self.context = context
         self._batch_size = config.predict.batch_size
         self._patch = config.train.patch or (1, 1)
         self._device = device
@@ -106,12 +106,12 @@ class VolumeDice:
 
     def __call__(self, network: Network) -> float:
         """Return the mean over cases and labels, 0 to 1; 0 when nothing could be scored."""
-        scores = [score for entry in self._store for score in self._case(network, entry)]
+        scores = [score for entry in self.store for score in self._case(network, entry)]
         return float(np.mean(scores)) if scores else 0.0
 
     def seconds(self, network: Network, part_s: float) -> float:
         """Estimate how long a whole pass takes, from as many cases as go into `part_s`, at least one."""
-        entries = list(self._store)
+        entries = list(self.store)
         chosen = [entries[number] for number in np.random.default_rng(0).permutation(len(entries))]
         self._case(network, chosen[0])  # the first pass allocates memory and chooses kernels
         started, passed, pixels = time.perf_counter(), 0.0, 0
@@ -124,21 +124,23 @@ class VolumeDice:
 
     @torch.inference_mode()
     def _case(self, network: Network, entry: Entry) -> list[float]:
-        both, total = np.zeros(len(self._labels)), np.zeros(len(self._labels))
+        both, total = np.zeros(len(self._numbers)), np.zeros(len(self._numbers))
         images, masks, count = entry.images(), entry.masks(), entry.shape[0]
         for start in range(0, count, self._batch_size):
             stop = min(start + self._batch_size, count)
-            first, last = context_span(start, stop, count, self._context)
+            first, last = context_span(start, stop, count, self.context)
             part = torch.from_numpy(images[first:last].astype(np.float32))
-            predicted = self._predicted(network, with_context(part, first, start, stop, self._context))
+            predicted = self.labels(network, with_context(part, first, start, stop, self.context))
             wanted = torch.from_numpy(np.array(masks[start:stop]))
-            for place, label in enumerate(self._labels):
+            for place, label in enumerate(self._numbers):
                 one, other = (predicted == label) & (wanted != UNANNOTATED), wanted == label
                 both[place] += int((one & other).sum())
                 total[place] += int(one.sum()) + int(other.sum())
         return [2 * b / t for b, t in zip(both, total, strict=True) if t > 0]
 
-    def _predicted(self, network: Network, images: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def labels(self, network: Network, images: Tensor) -> Tensor:
+        """Return the label numbers `(n, h, w)` uint8 that a network gives to slices `(n, c, h, w)`."""
         padded, (rows, columns) = pad_to(images, self._patch)
         x = padded.to(self._device, memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):

@@ -49,6 +49,7 @@ from medseg.training.run import (
     score,
     train_once,
 )
+from medseg.training.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,13 @@ class FoldsResult:
 
 
 def train_folds(
-    config: Config, output: Path, *, resume: bool = False, fold: int | None = None, watch: Watch = silent
+    config: Config,
+    output: Path,
+    *,
+    resume: bool = False,
+    fold: int | None = None,
+    watch: Watch = silent,
+    trackers: Sequence[Tracker] = (),
 ) -> FoldsResult:
     """Train all folds that are not finished, or one of them; when all are, score them together and join them.
 
@@ -94,6 +101,7 @@ def train_folds(
         resume: go on with what is there.
         fold: train this one only, from 1. Several processes may do so in one folder at once.
         watch: is told of each step.
+        trackers: are told of each epoch, once from start to finish for each fold.
 
     Raises:
         UsageError: as `train`; USAGE-OPTION for a fold that there is not.
@@ -121,7 +129,9 @@ def train_folds(
             _set_out(folder, split, plan.preparation)
             shared = Shared(replace(found, split=found.folds[number - 1], folds=()), output / "prepared")
             settings, told = fold_config(plan.config, folder), _of_fold(watch, number, count)
-            result = train_once(settings, folder, resume=resume or not fold, watch=told, shared=shared)
+            result = train_once(
+                settings, folder, resume=resume or not fold, watch=told, trackers=trackers, shared=shared
+            )
             left_out += [finding for finding in result.left_out if finding not in left_out]
     finished = tuple(n for n, split in enumerate(wanted, start=1) if _is_finished(output / f"fold-{n}", split))
     report = _joined(output, found, plan) if len(finished) == count else None

@@ -1,4 +1,4 @@
-"""What happened epoch by epoch: `metrics.csv` and, as an extra, TensorBoard."""
+"""What happened epoch by epoch: as `metrics.csv`, and as lines with the time left."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import ConfigError
 from medseg.io.atomic import write_text
 
 
@@ -39,10 +37,18 @@ class Epoch:
         """Plain types."""
         return asdict(self)
 
-    def line(self, epochs: int) -> str:
-        """One line for people."""
-        dice = "" if math.isnan(self.dice) else f"  Dice {self.dice:.4f}{' (best)' if self.best else ''}"
-        return f"epoch {self.epoch:>3}/{epochs}  loss {self.loss:.4f}{dice}  {self.seconds:.0f} s"
+
+RECENT = 10
+"""Epochs whose mean time tells how long the others will take: few enough to follow a machine that others use too."""
+
+
+def line(history: Sequence[Epoch], epochs: int) -> str:
+    """Return one line for people about the last epoch, with the time left for the others."""
+    row, recent = history[-1], history[-RECENT:]
+    dice = "" if math.isnan(row.dice) else f"  Dice {row.dice:.4f}{' (best)' if row.best else ''}"
+    left = (epochs - row.epoch) * sum(epoch.seconds for epoch in recent) / len(recent)
+    rest = f", {time_left(left)}" if left else ""
+    return f"epoch {row.epoch:>3}/{epochs}  loss {row.loss:.4f}{dice}  {row.seconds:.0f} s{rest}"
 
 
 def write_history(folder: Path, history: Sequence[Epoch]) -> None:
@@ -60,24 +66,10 @@ def write_history(folder: Path, history: Sequence[Epoch]) -> None:
     write_text(folder / "metrics.csv", text.getvalue())
 
 
-def require_tensorboard() -> None:
-    """Make sure that TensorBoard is there (extra `tensorboard`), before a run that is to write its events.
-
-    Raises:
-        ConfigError: CONFIG-VALUE when the package is absent.
-    """
-    if find_spec("tensorboard") is None:
-        advice = "Install medseg[tensorboard], or leave train.tensorboard out."
-        raise ConfigError("CONFIG-VALUE", "train.tensorboard", "the package tensorboard is not installed", advice)
-
-
-def write_tensorboard(folder: Path, history: Sequence[Epoch]) -> None:
-    """Write the same curves as TensorBoard events."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for row in history:
-            for name in ("loss", "dice", "learning_rate"):
-                value = getattr(row, name)
-                if not math.isnan(value):
-                    writer.add_scalar(name, value, row.epoch)
+def time_left(seconds: float) -> str:
+    """Return a rough time for people: "about 1 h 4 min left"."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute left"
+    hours, minutes = divmod(minutes, 60)
+    return f"about {f'{hours} h ' if hours else ''}{minutes} min left"

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from medseg.models import Network
 from medseg.prediction import is_out_of_memory
 from medseg.progress import Watch, silent
 from medseg.training.checkpoint import State, load_checkpoint, save_checkpoint
-from medseg.training.history import Epoch, write_history
+from medseg.training.history import Epoch, line, write_history
 from medseg.training.losses import build_loss, supervised_loss
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,17 @@ class Validation(Protocol):
 
     def __call__(self, network: Network) -> float:
         """Return the mean Dice over validation cases and labels, 0 to 1."""
+
+
+class AfterEpoch(Protocol):
+    """What is done after each epoch; it changes nothing that is learned."""
+
+    def __call__(self, network: Network, history: Sequence[Epoch]) -> None:
+        """Look at the network that was validated, and at all epochs until now."""
+
+
+def nothing(network: Network, history: Sequence[Epoch]) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,7 @@ class LoopOptions:
         dtype: bfloat16 for mixed precision, float32 otherwise.
         resume: go on from `checkpoints/last.pt` when it is there.
         watch: is told of each step.
+        after_epoch: is shown the network and the history, when the checkpoint is safe on disk.
     """
 
     folder: Path
@@ -82,6 +94,7 @@ class LoopOptions:
     dtype: torch.dtype = torch.float32
     resume: bool = False
     watch: Watch = silent
+    after_epoch: AfterEpoch = nothing
 
 
 def fit(network: Network, data: Data, validate: Validation | None, config: TrainConfig, options: LoopOptions) -> Fitted:
@@ -140,7 +153,8 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
         state.close_epoch(mean_loss, dice, time.perf_counter() - started)
         write_history(folder, state.history)  # first: what a kill between the two leaves too much is written anew
         save_checkpoint(checkpoint, state.to_dict())
-        watch("train", state.epoch, epochs, state.history[-1].line(epochs))
+        watch("train", state.epoch, epochs, line(state.history, epochs))
+        options.after_epoch(state.averaged, state.history)
     return Fitted(state.best, state.history, state.best_epoch, state.best_dice)
 
 

@@ -32,10 +32,11 @@ from medseg.report import Report, evaluate
 from medseg.training.budget import rehearse, within_budget
 from medseg.training.cases import Prepared, Shared, prepare_cases
 from medseg.training.data import TrainingSlices, VolumeDice
-from medseg.training.history import require_tensorboard, write_tensorboard
 from medseg.training.loop import Fitted, LoopOptions, fit, seed_everything
 from medseg.training.losses import build_loss
 from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels
+from medseg.training.showing import Showing
+from medseg.training.trackers import Tracker, require_tensorboard
 from medseg.volume import UNANNOTATED, Labels
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 PREPARATION = "preparation.yaml"
 SPLIT = "split.json"
 
-MAY_CHANGE = ("train.device", "train.tensorboard")
+MAY_CHANGE = ("train.device", "train.tensorboard", "train.overlays")
 """Settings that a resumed run may have otherwise: they do not change the result."""
 
 
@@ -74,16 +75,23 @@ class TrainResult:
 
 
 def train_once(
-    config: Config, output: Path, *, resume: bool = False, watch: Watch = silent, shared: Shared | None = None
+    config: Config,
+    output: Path,
+    *,
+    resume: bool = False,
+    watch: Watch = silent,
+    trackers: Sequence[Tracker] = (),
+    shared: Shared | None = None,
 ) -> TrainResult:
     """Train a network on the cases of a configuration.
 
     Args:
         config: as `medseg.config.load` gives it, without folds.
-        output: the run folder; gets `config.yaml`, `preparation.yaml`, `model/`, `metrics.csv`, `checkpoints/`,
-            `prepared/`, `validation/`.
+        output: the run folder; gets `config.yaml`, `preparation.yaml`, `model/`, `metrics.csv`, `curves.png`,
+            `overlays/`, `checkpoints/`, `prepared/`, `validation/`.
         resume: go on with the run that is there.
         watch: is told of each step.
+        trackers: are told of each epoch.
         shared: when it is one fold of many.
 
     Raises:
@@ -106,7 +114,9 @@ def train_once(
         if not (output / "config.yaml").is_file():  # a resumed run keeps the words of the plan that it began with
             write_text(output / "config.yaml", cases.plan.to_yaml())
         keep_preparation(output, cases.plan.preparation)
-        fitted = fit(*_parts(cases, options), cases.plan.config.train, options)
+        network, data, validate = _parts(cases, options)
+        with Showing(output, cases.plan.config, trackers, validate) as shown:
+            fitted = fit(network, data, validate, cases.plan.config.train, replace(options, after_epoch=shown))
         report = _finished(cases, fitted, options)
     return TrainResult(output, fitted, report, cases.left_out)
 
@@ -154,8 +164,6 @@ def _finished(cases: Prepared, fitted: Fitted, options: LoopOptions) -> Report |
         report = _scored(load_model(folder / "model"), cases.held_out, config, folder, options.watch)
     if report is not None:
         save_model(folder / "model", description.model_copy(update={"scores": report.scores()}), fitted.weights)
-    if config.train.tensorboard:
-        write_tensorboard(folder, fitted.epochs)
     return report
 
 
@@ -180,8 +188,8 @@ def begin(config: Config, output: Path, resume: bool) -> Config:
     if changes:
         advice = "Resume with the configuration it began with, or start another run with -o."
         raise RunError("RUN-RESUME", str(output), f"the configuration has changed: {'; '.join(changes)}", advice)
-    device = {"device": config.train.device, "tensorboard": config.train.tensorboard}
-    return stored.model_copy(update={"train": stored.train.model_copy(update=device)})
+    free = config.train.model_dump(include={name.removeprefix("train.") for name in MAY_CHANGE})
+    return stored.model_copy(update={"train": stored.train.model_copy(update=free)})
 
 
 def kept_preparation(output: Path) -> Preparation | None:

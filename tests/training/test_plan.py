@@ -189,7 +189,12 @@ def test_labels_of_one_size_beside_each_other_are_left_and_right(
 ) -> None:
     config = open_settings(study, labels={"one": (1,), "two": (2,)})
     two = [
-        replace(measure, label_voxels=(9, 9), label_boxes_mm=(boxes(10, 10), second))
+        replace(
+            measure,
+            label_voxels=(9, 9),
+            label_facts=2 * measure.label_facts,
+            label_boxes_mm=(boxes(10, 10), second),
+        )
         for measure in found.measures.values()
     ]
     assert fingerprint(two, config).mirrored == ((("one", "two"),) if pair else ())

@@ -78,8 +78,8 @@ def refused(config: Config, folder: Path, *, resume: bool = False) -> MedsegErro
 def test_the_run_folder(whole: tuple[Config, TrainResult]) -> None:
     config, result = whole
     names = {path.name for path in result.folder.iterdir() if not path.name.startswith(".")}
-    files = {"config.yaml", "preparation.yaml", "metrics.csv"}
-    assert names == files | {"model", "validation", "checkpoints", "prepared"}
+    files = {"config.yaml", "preparation.yaml", "metrics.csv", "curves.png"}
+    assert names == files | {"model", "overlays", "validation", "checkpoints", "prepared"}
     assert sorted(path.name for path in (result.folder / "model").iterdir()) == ["model.yaml", "weights.safetensors"]
     resolved = load(result.folder / "config.yaml")
     assert resolved.data == config.data
