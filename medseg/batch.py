@@ -16,10 +16,11 @@ from medseg.case import Case, Dataset
 from medseg.case_work import ENDINGS, Done, Format, Job
 from medseg.config.settings import BatchConfig, PredictConfig
 from medseg.dataset import select_cases
+from medseg.engines import Choice
 from medseg.io.atomic import move, prove_room, remove_partials, staging, write_text
 from medseg.io.lock import exclusive
 from medseg.io.workers import MOST
-from medseg.lanes import run_cases
+from medseg.lanes import run_cases, settle
 from medseg.ledger import NOT_SELECTED, Ledger, Row, Status, rejected_rows, scan_row
 from medseg.models.model_folder import Model, versions
 from medseg.one_case import Outcome
@@ -103,6 +104,9 @@ def predict_cases(
         with staging(output) as place:
             jobs = [run.job(case, place) for case in cases]
             count = processes(batch, jobs)
+            if predictor.choice is None:
+                settle(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
+                jobs = [run.job(case, place) for case in cases]  # their keys name the engine
             outcomes = run_cases(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
             with closing(outcomes):
                 for number, outcome in enumerate(outcomes, start=1):
@@ -154,6 +158,8 @@ class _Run:
         self.started = time.time()
         self.ledger = Ledger(output)
         self.file = RunFile(output / RUN)
+        if predictor.choice is None and (earlier := _earlier_choice(self.file.path)):
+            predictor.adopt(earlier)
         self.ours: frozenset[str] = frozenset()
         self.stages: defaultdict[str, float] = defaultdict(float)
 
@@ -217,7 +223,7 @@ class _Run:
         facts: dict[str, Any] = {
             "versions": versions(),
             "device": str(self.predictor.device),
-            "precision": str(self.predictor.dtype).removeprefix("torch."),
+            "engine": self.predictor.choice and self.predictor.choice.model_dump(mode="json"),
             "model": model.hash,
             "labels": model.description.labels,
             "settings": self.predictor.config.model_dump(mode="json"),
@@ -238,6 +244,14 @@ class _Run:
         self.file.remember(row.case, None)
         told = f"{', '.join(path.name for path in aside)} of an earlier run renamed to ...{STALE}"
         return replace(row, warnings="; ".join(filter(None, (row.warnings, told))))
+
+
+def _earlier_choice(path: Path) -> Choice | None:
+    """Return the engine that an earlier run on this folder chose; None when there is none to be read."""
+    try:
+        return Choice.model_validate(json.loads(path.read_text(encoding="utf-8"))["engine"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _free(path: Path) -> Path:

@@ -124,6 +124,7 @@ CODES: dict[str, str] = {
     "RUN-BUDGET": "the budget leaves no time for anything useful",
     "RUN-RESUME": "the run cannot be resumed as asked",
     "RUN-MEMORY": "not enough memory",
+    "RUN-ENGINE": "the engine asked for is not installed, or cannot do what is asked",
     "RUN-DEVICE": "the device asked for is not there",
     "RUN-WRITE": "a file could not be written or did not read back as written",
     "RUN-BUSY": "another process works on the output folder",

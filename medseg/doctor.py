@@ -19,6 +19,9 @@ CODECS = {
 }
 """Module -> what it decodes and how to get it."""
 
+ENGINES = ("openvino", "onnxruntime")
+"""Modules that compute networks; optional."""
+
 NEEDED_GB = 5
 """Free disk for a small study with its prepared slices."""
 
@@ -49,6 +52,7 @@ def examine() -> list[Checkup]:
         *_packages(requires("medseg") or []),
         *(_codec(module, advice) for module, advice in CODECS.items()),
         *_torch(),
+        _engines(),
         _memory(),
         _disk(),
     ]
@@ -103,6 +107,12 @@ def _torch() -> list[Checkup]:
         found = f"an NVIDIA driver is here, but torch {torch.__version__} cannot use it"
         return [processor, Checkup("gpu", found, False, "Install the torch build for its CUDA version: pytorch.org.")]
     return [processor, Checkup("gpu", "none: training and prediction use the processor")]
+
+
+def _engines() -> Checkup:
+    there = [f"{package} {version(package)}" for package in ENGINES if importlib.util.find_spec(package)]
+    advice = "" if there else "pip install 'medseg[openvino]' for faster prediction on a processor"
+    return Checkup("engines beside torch", ", ".join(there) or "none", advice=advice)
 
 
 def _memory() -> Checkup:

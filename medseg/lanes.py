@@ -70,6 +70,23 @@ def run_cases(
             yield _gave_up(outcome) if outcome.status == "died" else outcome
 
 
+def settle(
+    jobs: Sequence[Job], predictor: Predictor, *, workers: int, timeout_s: float, stopped: Callable[[], bool]
+) -> None:
+    """Let the predictor choose its engine, on the first case that can be read; arguments as for `run_cases`."""
+    worker = Worker(apart=True) if workers else None
+    try:
+        for job in jobs:
+            slot = _loaded(worker) if worker else Here()
+            found = stopped() or OneCase(job, slot, predictor, _at_once(predictor), timeout_s).settle()
+            slot.release()
+            if found:
+                return
+    finally:
+        if worker:
+            worker.close()
+
+
 def _gave_up(outcome: Outcome) -> Outcome:
     message = (
         "the process that worked on it died twice, the second time with nothing else under way (RUN-DIED). "

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.case_work import CaseWork, Done, Failed, Job, Opened
-from medseg.errors import InputError, MedsegError
+from medseg.devices import is_out_of_memory
+from medseg.errors import InputError, MedsegError, first_line
 from medseg.io.workers import CrashError, LateError
-from medseg.prediction import Predictor, is_out_of_memory
+from medseg.prediction import Predictor
 from medseg.prepare import cut_blocks, restore_block
 from medseg.slices import pad_to
 
@@ -110,6 +111,18 @@ class OneCase:
                 return self._failed("RUN-MEMORY", f"not enough memory for a scan of {size}")
             log.exception("case %s failed", self._job.case.id)
             return self._failed("RUN-CRASH", f"{type(error).__name__} inside medseg")
+
+    def settle(self) -> bool:
+        """Let the predictor choose its engine on slices of this case; say whether they could be had."""
+        try:
+            self._slot.hold(CaseWork, self._job, patience_s=self._patience())
+            opened: Opened = self._ask("open")
+            self._predictor.check(opened.modality)
+            self._predictor.settle(self._cut, opened.grid, opened.statistics)
+        except Exception as error:  # its own outcome will say what is wrong with it
+            log.info("case %s proves no engine: %s", self._job.case.id, first_line(error), exc_info=True)
+            return False
+        return True
 
     def _done(self) -> Outcome:
         self._slot.hold(CaseWork, self._job, patience_s=self._patience())

@@ -16,66 +16,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.config.settings import PredictConfig
+from medseg.devices import choose_device, is_out_of_memory
+from medseg.engines import Choice, Compute, choose, offered, start
 from medseg.errors import InputError, RunError
-from medseg.models import Network
+from medseg.grid import Grid
+from medseg.intensity import Statistics, measure
 from medseg.models.model_folder import Model
 from medseg.postprocess import clean, rules_for
-from medseg.prepare import assemble, prepared_blocks, restore_block
+from medseg.preparation import working_grid
+from medseg.prepare import Cut, assemble, cut_slices, prepared_blocks, restore_block
 from medseg.slices import pad_to
 from medseg.volume import Mask, Volume
 
 log = logging.getLogger(__name__)
 
-
-def choose_device(name: str) -> torch.device:
-    """Return the device a setting asks for: `auto` is a GPU when there is one.
-
-    Raises:
-        RunError: RUN-DEVICE when a GPU is asked for and absent.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RunError(
-            "RUN-DEVICE", "device", "cuda is asked for, and there is no usable GPU", "Use device=auto or cpu."
-        )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the type of the network's arithmetic: `auto` is bf16 where the device computes in it.
-
-    A fact of the device, not a timing: the same command gives the same masks. Where a processor has the instructions, a
-    step took half the time in bf16; without them it is emulated and slower.
-
-    Args:
-        name: `auto`, `fp32` or `bf16`.
-        device: to compute on.
-    """
-    if name != "auto":
-        return torch.bfloat16 if name == "bf16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    able: dict[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # an older torch does not tell: float32 then
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether memory ran out; on a CPU torch says so by a plain RuntimeError of its allocator."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+PROOF_SLICES = 16
+"""Slices that an engine is proved on: enough to cross what a scan shows, seconds of work, and a bounded memory."""
 
 
 class Predictor:
     """A model on its device, ready for many volumes.
 
+    The engine is chosen once, on slices of the first volume unless before (`settle`, `adopt`), and stays: all masks of
+    a predictor are by the same one.
+
     Args:
         model: as `load_model` gives it.
-        config: batch size, precision, device, mirroring and cleaning.
+        config: batch size, engine, precision, device, mirroring and cleaning.
+
+    Attributes:
+        device: where torch computes.
+        choice: the engine and its proofs; None until it is chosen.
 
     Raises:
-        RunError: RUN-DEVICE when a GPU is asked for and absent.
+        RunError: RUN-DEVICE or RUN-ENGINE when what is asked for is not there.
         UsageError: LABEL-UNKNOWN when a label is to be cleaned that the model does not have.
     """
 
@@ -83,19 +57,45 @@ class Predictor:
         self.model = model
         self.config = config or model.description.predict
         self.rules = rules_for(model.labels, self.config.clean)
-        self.device = choose_device(self.config.device)
-        self._networks: list[Network] = [
-            network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
-            for network in model.networks
-        ]
-        self.dtype = choose_precision(self.config.precision, self.device)
-        log.info("predicting on %s in %s", self.device, self.dtype)
+        elsewhere = self.config.engine in ("openvino", "onnx") and self.config.device == "auto"
+        self.device = choose_device("cpu" if elsewhere else self.config.device)
+        self.choice: Choice | None = None
+        self._offered = offered(self.config, self.device, model.networks[0])
+        self._computes: list[Compute] = []
+        if self._offered[0].exact:  # nothing to prove
+            self.adopt(Choice(engine=self._offered[0], model=model.hash))
+
+    def adopt(self, choice: Choice) -> bool:
+        """Take the engine that was chosen earlier, if it was for this model and is still offered; say whether."""
+        if choice.engine not in self._offered or choice.model != self.model.hash:
+            return False
+        self.choice, self._computes = choice, []
+        log.info("predicting by %s on %s", choice.engine, self.device)
+        return True
+
+    def settle(self, cut: Cut, grid: Grid, statistics: Statistics) -> Choice:
+        """Choose the engine by proofs on slices from all over a volume, unless it is chosen already.
+
+        Args:
+            cut: gives stored voxels, as for `cut_blocks`.
+            grid: of the volume.
+            statistics: of the volume.
+        """
+        if self.choice is None:
+            count = working_grid(grid, self.model.preparation).shape[2]
+            places = np.linspace(0, count - 1, min(count, PROOF_SLICES)).round().astype(int).tolist()
+            images = cut_slices(cut, grid, statistics, self.model.preparation, places)
+            padded, _ = pad_to(images, self.model.description.patch)
+            found = choose(self._offered, self.model.networks, padded, self.device)
+            self.adopt(found.model_copy(update={"model": self.model.hash}))
+        return self.choice or Choice(engine=self._offered[-1])
 
     @property
     def identity(self) -> str:
-        """Hash of all that decides a mask beside the scan: model, settings, arithmetic, version; equal ones agree."""
+        """Hash of all that decides a mask beside the scan: model, settings, engine, version; equal ones agree."""
         cleaning = {str(number): rule.model_dump() for number, rule in self.rules.items()}
-        decided = [self.model.hash, self.config.mirror, str(self.dtype), cleaning, version("medseg")]
+        engine = str(self.choice.engine) if self.choice else "none yet"
+        decided = [self.model.hash, self.config.mirror, engine, cleaning, version("medseg")]
         return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
     def predict(self, volume: Volume) -> Mask:
@@ -112,6 +112,8 @@ class Predictor:
             RunError: RUN-MEMORY when even one slice does not fit.
         """
         self.check(volume.modality)
+        if self.choice is None:
+            self.settle(volume.cut, volume.grid, measure(volume, self.model.preparation))
         return clean(assemble(volume.grid, self.model.preparation, self._blocks(volume)), self.rules)
 
     def check(self, modality: str) -> None:
@@ -130,7 +132,14 @@ class Predictor:
             yield block.start, restore_block(self.logits(block.images), volume.grid, self.model.preparation)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return float32 logits `(n, classes, h, w)` of slices `(n, c, h, w)`; smaller batches when memory is short."""
+        """Return float32 logits `(n, classes, h, w)` of slices `(n, c, h, w)`; smaller batches when memory is short.
+
+        Without an engine yet, the last one offered is taken, which needs no proof.
+        """
+        if self.choice is None:
+            self.adopt(Choice(engine=self._offered[-1], model=self.model.hash))
+        if self.choice and not self._computes:
+            self._computes = [start(self.choice.engine, network, self.device) for network in self.model.networks]
         size = len(images)
         while True:
             try:
@@ -152,15 +161,19 @@ class Predictor:
         goes twice.
         """
         if len(images) == 1:
-            return self._forward(images.expand(2, -1, -1, -1))[:1]
+            try:
+                return self._forward(images.expand(2, -1, -1, -1))[:1]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("out of memory on %s for two slices: going on with one", self.device)
         padded, (rows, columns) = pad_to(images, self.model.description.patch)
-        x = padded.to(self.device, memory_format=torch.channels_last)
+        x = padded.to(self.device)
         # Columns are left and right of axial and coronal slices; in sagittal ones training mirrors nothing.
         mirror = self.config.mirror and self.model.preparation.plane != "sagittal"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            outputs = [network(x).float() for network in self._networks]
-            if mirror:
-                outputs += [network(x.flip(-1)).float().flip(-1) for network in self._networks]
+        outputs = [compute(x) for compute in self._computes]
+        if mirror:
+            outputs += [compute(x.flip(-1)).flip(-1) for compute in self._computes]
         return mean_logits(outputs)[..., rows, columns]
 
 

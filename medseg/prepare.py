@@ -176,10 +176,31 @@ def cut_blocks(
         preparation: plane and spacing.
         block: slices at a time.
     """
+    count = working_grid(grid, preparation).shape[2]
+    spans = [(start, min(start + block, count)) for start in range(0, count, block)]
+    return _cut_spans(cut, grid, statistics, preparation, spans)
+
+
+def cut_slices(cut: Cut, grid: Grid, statistics: Statistics, preparation: Preparation, places: Sequence[int]) -> Tensor:
+    """Return single slices `(n, c, h, w)`, prepared as by `cut_blocks`; arguments as there.
+
+    Args:
+        cut: is asked for axis, start and stop.
+        grid: of the whole volume.
+        statistics: of the whole volume.
+        preparation: plane and spacing.
+        places: indices along the working grid's last axis.
+    """
+    spans = [(place, place + 1) for place in places]
+    return torch.cat([block.images for block in _cut_spans(cut, grid, statistics, preparation, spans)])
+
+
+def _cut_spans(
+    cut: Cut, grid: Grid, statistics: Statistics, preparation: Preparation, spans: Iterable[tuple[int, int]]
+) -> Iterator[Block]:
     shape = working_grid(grid, preparation).shape
     prepare = transforms(preparation, statistics, shape)
-    for start in range(0, shape[2], block):
-        stop = min(start + block, shape[2])
+    for start, stop in spans:
         first, last = context_span(start, stop, shape[2], preparation.context)
         slab = prepare(_slab(cut, grid, preparation, first, last)).as_tensor().permute(3, 0, 1, 2)
         yield Block(start, with_context(slab, first, start, stop, preparation.context).contiguous())

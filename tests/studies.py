@@ -113,7 +113,7 @@ def settings(data: Path | DataConfig, **changes: Any) -> Config:
     defaults: dict[str, Any] = {
         "labels": {"tumour": (1, "GTV*")},
         "model": UNetConfig(widths=(6, 8), norm="instance"),
-        "predict": PredictConfig(precision="fp32", device="cpu"),
+        "predict": PredictConfig(engine="torch", precision="fp32", device="cpu"),
         **sections,
     }
     return Config(data=data, train=TrainConfig(**train), augment=STILL, **defaults)
@@ -164,7 +164,7 @@ def threshold_model(
         labels={1: "tumour"},
         preparation=prepare.to_dict(),
         patch=patch,
-        predict=PredictConfig(precision="fp32", device="cpu"),
+        predict=PredictConfig(engine="torch", precision="fp32", device="cpu"),
         weights={"weights.safetensors": f"{above} {tap}"},  # stands for the weights in the model's hash
     )
     return Model((network.eval(),), description, prepare)

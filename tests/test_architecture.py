@@ -41,6 +41,7 @@ ROOMS = [
     ["case_work"],
     ["run_file", "stopping"],
     # torch and MONAI begin here
+    ["devices"],
     ["slices"],
     ["prepare"],
     ["store"],
@@ -49,6 +50,7 @@ ROOMS = [
     ["models.unet", "models.segnet", "models.deeplab", "models.bisenet"],
     ["models"],
     ["models.model_folder"],
+    ["engines"],
     ["prediction"],
     ["one_case"],
     ["lanes"],
@@ -60,7 +62,7 @@ ROOMS = [
 ]
 """Reading order: a module imports from rooms above its own, or from its own."""
 
-FIRST_WITH_TORCH = next(place for place, rooms in enumerate(ROOMS) if "slices" in rooms)
+FIRST_WITH_TORCH = next(place for place, rooms in enumerate(ROOMS) if "devices" in rooms)
 
 HOMES = {
     "pydicom": {"io", "scan"},
@@ -68,6 +70,8 @@ HOMES = {
     "nibabel": {"io", "grid"},
     "SimpleITK": {"io"},
     "cyclopts": {"cli"},
+    "onnxruntime": {"engines"},
+    "openvino": {"engines"},
 }
 """Library -> the only rooms that import it."""
 

@@ -158,7 +158,7 @@ def test_masks_are_cleaned_as_asked_and_the_others_not_reused(scans: Path, tmp_p
     corner = np.s_[:, -2:, -1, -1]
     volume.voxels[corner] = 600
     write_volume(scans / "p0.nii.gz", volume)
-    plain = PredictConfig(precision="fp32", device="cpu")
+    plain = PredictConfig(engine="torch", precision="fp32", device="cpu")
     asked = plain.model_copy(update={"clean": {"tumour": CleanConfig(smallest_ml=0.007)}})
     for config, status, there in ((plain, "done", True), (asked, "done", False), (asked, "reused", False)):
         ledger = predict_folder([scans], model, tmp_path / "out", config=config)
@@ -171,16 +171,15 @@ def test_masks_are_cleaned_as_asked_and_the_others_not_reused(scans: Path, tmp_p
         predict_folder([scans], model, tmp_path / "out", config=unknown)
 
 
-def test_masks_of_two_precisions_do_not_mix(
+def test_masks_of_two_engines_do_not_mix(
     scans: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same folder, started again on a machine whose `auto` is another precision, is done anew."""
-    import torch
-
-    auto = PredictConfig(device="cpu")
-    for dtype, status in ((torch.float32, "done"), (torch.float32, "reused"), (torch.bfloat16, "done")):
-        monkeypatch.setattr("medseg.prediction.choose_precision", lambda *args, dtype=dtype: dtype)
-        assert set(statuses(predict_folder([scans], model, tmp_path / "out", config=auto)).values()) == {status}
+    """The same folder, started again with another version of what computes, is done anew."""
+    for number, status in (("1", "done"), ("1", "reused"), ("2", "done")):
+        monkeypatch.setattr("medseg.engines.version", lambda name, number=number: number)
+        assert set(statuses(predict_folder([scans], model, tmp_path / "out")).values()) == {status}
+        engine = {"name": "torch", "precision": "fp32", "version": number}
+        assert json.loads((tmp_path / "out" / "run.json").read_text())["engine"]["engine"] == engine
 
 
 def _damage_mask(scans: Path, out: Path) -> None:
@@ -213,13 +212,13 @@ def test_what_changed_is_done_anew_and_nothing_else(scans: Path, tmp_path: Path,
 def test_another_model_or_setting_does_all_anew(scans: Path, tmp_path: Path, model: Model) -> None:
     out = tmp_path / "out"
     predict_folder([scans], model, out)
-    mirrored = PredictConfig(precision="fp32", device="cpu", mirror=True)
+    mirrored = PredictConfig(engine="torch", precision="fp32", device="cpu", mirror=True)
     assert set(statuses(predict_folder([scans], model, out, config=mirrored)).values()) == {"done"}
     assert set(statuses(predict_folder([scans], model, out, config=mirrored)).values()) == {"reused"}
     other = threshold_model(10_000)
     assert set(statuses(predict_folder([scans], other, out, config=mirrored)).values()) == {"done"}
     assert not stored_labels(out / "p0.nii.gz").any()
-    larger = PredictConfig(precision="fp32", device="cpu", mirror=True, batch_size=1)  # changes no mask
+    larger = PredictConfig(engine="torch", precision="fp32", device="cpu", mirror=True, batch_size=1)  # changes no mask
     assert set(statuses(predict_folder([scans], other, out, config=larger)).values()) == {"reused"}
 
 

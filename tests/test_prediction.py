@@ -18,7 +18,7 @@ from medseg.errors import InputError, RunError
 from medseg.grid import Grid
 from medseg.models import Network, build
 from medseg.models.model_folder import Model
-from medseg.prediction import Predictor, choose_device, choose_precision, mean_logits, predict
+from medseg.prediction import Predictor, mean_logits, predict
 from medseg.preparation import PLANES, Plane
 from medseg.volume import Volume
 from tests.strategies import AFFINES, ORIENTATIONS, affine
@@ -33,7 +33,7 @@ def isotropic(codes: str, shape: tuple[int, int, int], angles: tuple[float, floa
 
 
 def config(**changes: Any) -> PredictConfig:
-    return PredictConfig(**{"precision": "fp32", "device": "cpu", **changes})
+    return PredictConfig(**{"engine": "torch", "precision": "fp32", "device": "cpu", **changes})
 
 
 @settings(deadline=None, max_examples=60)
@@ -234,7 +234,7 @@ def test_bf16_is_close_to_fp32() -> None:
     model = Model((network,), model.description, model.preparation)
     volume = random_volume(isotropic("RAS", (32, 32, 3)))
     exact, short = (Predictor(model, config(precision=name)) for name in ("fp32", "bf16"))
-    assert (exact.dtype, short.dtype) == (torch.float32, torch.bfloat16)
+    assert [p.predict(volume) and p.choice and p.choice.engine.precision for p in (exact, short)] == ["fp32", "bf16"]
     agree = (exact.predict(volume).labels == short.predict(volume).labels).mean()
     assert agree > 0.95  # noise around a threshold is the worst case; 8 bits of mantissa
     images = torch.randn(2, 3, 16, 16)
@@ -309,27 +309,6 @@ def test_other_faults_are_not_taken_for_short_memory(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="sizes"):
         predictor.predict(random_volume(GRID))
     assert len(asked) == 1
-
-
-# ------------------------------------------------------------------------------------------------- device and precision
-
-
-def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(RunError, match="no usable GPU") as caught:
-        choose_device("cuda")
-    assert caught.value.code == "RUN-DEVICE"
-
-
-def test_precision_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert choose_precision("fp32", cpu) == torch.float32
-    assert choose_precision("bf16", cpu) == torch.bfloat16
-    for flag, wanted in ("avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32):
-        able = {flag: True}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
-        assert choose_precision("auto", cpu) == wanted  # a fact of the device: the same masks each time
 
 
 def test_a_volume_of_another_modality_is_refused() -> None:

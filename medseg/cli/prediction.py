@@ -26,6 +26,7 @@ def predict(
     format: Formats = ("nifti",),
     batch_size: Positive | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
+    engine: Literal["auto", "torch", "openvino", "onnx"] | None = None,
     precision: Literal["auto", "fp32", "bf16"] | None = None,
     mirror: Annotated[bool | None, Parameter(negative="--no-mirror")] = None,
     clean: str | None = None,
@@ -42,6 +43,7 @@ def predict(
         format: NIfTI is always written; the DICOM forms too, for scans that were DICOM.
         batch_size: slices in a forward pass.
         device: where to compute.
+        engine: what computes the network.
         precision: arithmetic of the network.
         mirror: average with the left-right mirror image: twice the work.
         clean: cleaning of the masks, as predict.clean in a configuration: "{tumour: {smallest_ml: 0.1}}".
@@ -55,7 +57,8 @@ def predict(
     from medseg.models.model_folder import load_model
 
     loaded = load_model(model)
-    asked: dict[str, object] = {"batch_size": batch_size, "device": device, "precision": precision, "mirror": mirror}
+    asked: dict[str, object] = {"batch_size": batch_size, "device": device, "engine": engine}
+    asked |= {"precision": precision, "mirror": mirror}
     changes = {key: value for key, value in asked.items() if value is not None}
     if clean is not None:
         changes["clean"] = cleaning(clean, loaded.labels)

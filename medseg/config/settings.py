@@ -161,7 +161,12 @@ class PredictConfig(Settings):
     """From a model and a volume to a mask."""
 
     batch_size: int = Field(8, ge=1, description="slices in a forward pass")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="as in training")
+    engine: Literal["auto", "torch", "openvino", "onnx"] = Field(
+        "auto", description="auto: the fastest installed whose masks equal torch's in fp32 (extras: openvino, onnx)"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device computes in it and the masks equal those of fp32"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
     mirror: bool = Field(False, description="average with the left-right mirror image: twice the work")
     clean: dict[str, CleanConfig] = Field(

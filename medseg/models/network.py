@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,22 @@ class Network(nn.Module, ABC):
         Raises:
             ModelError: MODEL-SHAPE, another number of axes or channels, or an empty image.
         """
-        return self._run(x, auxiliary=False)[0]
+        return self.with_layers(self.layers, x)
+
+    def layers(self, x: Tensor) -> Tensor:
+        """The layers alone: what another engine may compute in their stead.
+
+        Args:
+            x: (b, in_channels, h, w), h and w multiples of `stride` and at least `smallest`.
+
+        Returns:
+            (b, out_channels, h / n, w / n), the main logits before they are enlarged, n the network's own power of two.
+        """
+        return self._logits(x, auxiliary=False)[0]
+
+    def with_layers(self, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """As `forward`, with other layers: pads before them, enlarges and crops after them."""
+        return self._around(lambda padded: [layers(padded)], x)[0]
 
     def training_logits(self, x: Tensor) -> list[Tensor]:
         """Logits of the main head and of every auxiliary head, for the training loss only.
@@ -87,14 +103,13 @@ class Network(nn.Module, ABC):
         Raises:
             ModelError: as for `forward`.
         """
-        return self._run(x, auxiliary=True)
+        return self._around(lambda padded: self._logits(padded, auxiliary=True), x)
 
-    def _run(self, x: Tensor, auxiliary: bool) -> list[Tensor]:
+    def _around(self, layers: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
         self._check(x)
         height, width = x.shape[-2:]
         padded = self._pad(x)
-        logits = self._logits(padded, auxiliary)
-        return [enlarge(each, padded)[..., :height, :width] for each in logits]
+        return [enlarge(each, padded)[..., :height, :width] for each in layers(padded)]
 
     def _check(self, x: Tensor) -> None:
         if x.ndim == 4 and x.shape[1] == self.in_channels and min(x.shape) >= 1:

@@ -27,13 +27,13 @@ from medseg.case import Finding, Split
 from medseg.check import Examination, examine
 from medseg.config import Config
 from medseg.config.duration import seconds, written
+from medseg.devices import choose_device
 from medseg.errors import RunError, UsageError
 from medseg.io.atomic import atomic_path, write_text
 from medseg.io.lock import exclusive
 from medseg.ledger import Ledger, read_rows
 from medseg.models.model_folder import join_models, load_model
 from medseg.outputs import claim
-from medseg.prediction import choose_device
 from medseg.preparation import Preparation
 from medseg.progress import Watch, silent
 from medseg.report import Report

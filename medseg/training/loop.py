@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from medseg.config.settings import TrainConfig
+from medseg.devices import is_out_of_memory
 from medseg.errors import ConfigError, RunError, first_line
 from medseg.models import Network
-from medseg.prediction import is_out_of_memory
 from medseg.progress import Watch, silent
 from medseg.training.checkpoint import State, load_checkpoint, save_checkpoint
 from medseg.training.history import Epoch, line, write_history

@@ -20,11 +20,11 @@ from medseg.config import Config
 from medseg.config.load import dump
 from medseg.config.networks import FITTED_WIDTHS
 from medseg.config.settings import EPOCHS, Plane
+from medseg.devices import choose_precision
 from medseg.errors import ConfigError, InputError
 from medseg.fingerprint import CaseMeasure, Fingerprint, LabelFingerprint, axis_of, fingerprint
 from medseg.models import Network, UNet, build
 from medseg.models.network import describe
-from medseg.prediction import choose_precision
 from medseg.preparation import PLANES, Preparation, decide, usual_normalisation
 from medseg.training.decisions import Decisions, shown, value_of
 from medseg.training.losses import build_loss

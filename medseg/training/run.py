@@ -17,13 +17,14 @@ from medseg.config import Config
 from medseg.config.duration import seconds
 from medseg.config.load import dump, load, parse
 from medseg.config.yaml_text import read_yaml, write_yaml
+from medseg.devices import choose_device
 from medseg.errors import MedsegError, RunError
 from medseg.io.atomic import write_text
 from medseg.io.lock import exclusive
 from medseg.io.nifti import write_mask
 from medseg.models import Network, build
 from medseg.models.model_folder import Model, ModelDescription, load_model, save_model
-from medseg.prediction import Predictor, choose_device
+from medseg.prediction import Predictor
 from medseg.preparation import Preparation
 from medseg.progress import Watch, silent
 from medseg.reading import read_case
