@@ -7,7 +7,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from medseg.config.settings import BatchConfig, PredictConfig
 from medseg.dataset import select_cases
 from medseg.engines import Choice
 from medseg.io.atomic import move, prove_room, remove_partials, staging, write_text
-from medseg.io.lock import exclusive
 from medseg.io.workers import MOST
 from medseg.lanes import run_cases, settle
-from medseg.ledger import NOT_SELECTED, Ledger, Row, Status, rejected_rows, scan_row
+from medseg.ledger import CASES, NOT_SELECTED, Ledger, Row, Status, rejected_rows, scan_row
 from medseg.models.model_folder import Model, versions
 from medseg.one_case import Outcome
 from medseg.outputs import claim, outside
 from medseg.prediction import Predictor
 from medseg.progress import Watch, silent
-from medseg.run_file import RUN, RunFile
+from medseg.run_file import RUN, RunFile, read_facts
 from medseg.scan import Inventory, take_inventory
+from medseg.shards import Shard, check_company, held, join_parts, join_when_last, parts_of
 from medseg.stopping import stopping
 
 FEW_VOXELS = 1 << 23
@@ -98,10 +98,12 @@ def predict_cases(
         watch: is told of each case.
     """
     batch = batch or BatchConfig()
-    with exclusive(output), stopping() as stopped:
+    shard = Shard.parse(batch.shard)
+    cases = [case for case in cases if shard.has(case.id)]
+    with held(output, shard), stopping() as stopped:
         run = _Run(cases, predictor, output, tuple(dict.fromkeys(("nifti", *formats))), batch)
-        run.begin(rows)
-        with staging(output) as place:
+        run.begin([row for row in rows if shard.has(row.case)])
+        with staging(output, shard.name) as place:
             jobs = [run.job(case, place) for case in cases]
             count = processes(batch, jobs)
             if predictor.choice is None:
@@ -113,7 +115,9 @@ def predict_cases(
                     row = run.record(outcome)
                     told = f": {row.message}" if row.status in ("rejected", "failed") else ""
                     watch("predict", number, len(cases), f"{row.case}: {row.status}{told}")
-        run.save()
+        run.save(complete=not stopped())
+    if shard.name:
+        join_when_last(output)
     return run.ledger
 
 
@@ -156,21 +160,36 @@ class _Run:
         self.formats = formats
         self.batch = batch
         self.started = time.time()
-        self.ledger = Ledger(output)
-        self.file = RunFile(output / RUN)
-        if predictor.choice is None and (earlier := _earlier_choice(self.file.path)):
-            predictor.adopt(earlier)
+        self.shard = Shard.parse(batch.shard)
+        self.ledger = Ledger(output, self.shard.named(CASES))
+        self.file = RunFile(output / self.shard.named(RUN))
+        self._adopt_engine()
         self.ours: frozenset[str] = frozenset()
         self.stages: defaultdict[str, float] = defaultdict(float)
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Claim the folder, clear what a killed run left, and write down what is known before the first case."""
+        records = [CASES, RUN, self.shard.named(CASES), self.shard.named(RUN), "labels.json"]
         masks = [name for case in self.cases for name in self.names(case).values()]
-        self.ours = claim(self.output, "predict", ["cases.csv", "labels.json", RUN, *masks])
-        remove_partials(self.output)
+        self.ours = claim(self.output, "predict", [*records, *masks], self.shard.name)
+        remove_partials(self.output, self.shard.name)
+        if self.shard.name:
+            check_company(self.output, self.predictor.model.hash)
+            self.file.fill(RunFile(self.output / RUN), self.shard.has)
+        elif parts_of(self.output):
+            join_parts(self.output)
+            self.file = RunFile(self.output / RUN)
         self.ledger.record(*(self._set_aside(row) for row in rows))
         labels = {str(number): name for number, name in self.predictor.model.labels}
         write_text(self.output / "labels.json", json.dumps(labels, indent=1, ensure_ascii=False))
+
+    def _adopt_engine(self) -> None:
+        """Take the engine that an earlier run on this folder chose; its masks were made by it."""
+        for name in (self.shard.named(RUN), RUN):
+            found = read_facts(self.output / name).get("engine")
+            if self.predictor.choice is None and found:
+                with suppress(ValueError):  # of another version
+                    self.predictor.adopt(Choice.model_validate(found))
 
     def names(self, case: Case) -> dict[Format, str]:
         """Return the name of each file that a case gets."""
@@ -217,8 +236,8 @@ class _Run:
         self.ledger.record(row)
         return row
 
-    def save(self) -> None:
-        """Write `run.json`."""
+    def save(self, complete: bool = False) -> None:
+        """Write `run.json`; `complete` says that no case is left."""
         model = self.predictor.model
         facts: dict[str, Any] = {
             "versions": versions(),
@@ -227,6 +246,7 @@ class _Run:
             "model": model.hash,
             "labels": model.description.labels,
             "settings": self.predictor.config.model_dump(mode="json"),
+            "complete": complete,
             "totals": self.ledger.counts(),
             "seconds": round(time.time() - self.started, 2),
             "seconds_by_stage": {kind: round(seconds, 2) for kind, seconds in sorted(self.stages.items())},
@@ -244,14 +264,6 @@ class _Run:
         self.file.remember(row.case, None)
         told = f"{', '.join(path.name for path in aside)} of an earlier run renamed to ...{STALE}"
         return replace(row, warnings="; ".join(filter(None, (row.warnings, told))))
-
-
-def _earlier_choice(path: Path) -> Choice | None:
-    """Return the engine that an earlier run on this folder chose; None when there is none to be read."""
-    try:
-        return Choice.model_validate(json.loads(path.read_text(encoding="utf-8"))["engine"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def _free(path: Path) -> Path:

@@ -57,15 +57,19 @@ class Row:
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
+CASES = "cases.csv"
+
+
 class Ledger:
-    """The rows of a batch and their file, `cases.csv`; current on disk after each row.
+    """The rows of a batch and their file; current on disk after each row.
 
     Args:
         folder: the output folder.
+        name: of the file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "cases.csv"
+    def __init__(self, folder: Path, name: str = CASES) -> None:
+        self.path = folder / name
         self._rows: dict[tuple[str, str], Row] = {}
         self._lines: dict[tuple[str, str], str] = {}
 

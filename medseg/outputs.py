@@ -13,7 +13,8 @@ from medseg.io.atomic import write_text
 from medseg.scan import Inventory
 
 CLAIMS = ".medseg-outputs"
-"""Lists the names that a command writes into a folder; written before the first of them."""
+"""Lists the names that a command writes into a folder; written before the first of them. A part of a batch has one of
+its own, with the part's name at the end."""
 
 ADVICE = "Choose another output folder, such as a new one."
 
@@ -45,13 +46,14 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def claim(output: Path, command: str, names: Sequence[str]) -> frozenset[str]:
+def claim(output: Path, command: str, names: Sequence[str], part: str = "") -> frozenset[str]:
     """Write down which files a command is going to write, after making sure that none of them is somebody else's.
 
     Args:
         output: the output folder, held by this process.
         command: its name; two commands do not share a folder.
         names: of the files.
+        part: name of the part of a batch that shares the folder with others.
 
     Returns:
         These names and those claimed earlier.
@@ -69,14 +71,17 @@ def claim(output: Path, command: str, names: Sequence[str]) -> frozenset[str]:
         problem = f"holds {foreign[0]} already, which medseg did not write; it would be overwritten"
         raise UsageError("USAGE-PATH", str(output), problem, ADVICE)
     content = {"command": command, "files": sorted(ours | set(names))}
-    write_text(output / CLAIMS, json.dumps(content, indent=1))
+    write_text(output / (CLAIMS + (f"-{part}" if part else "")), json.dumps(content, indent=1))
     return frozenset(ours | set(names))
 
 
 def _claims(folder: Path) -> tuple[str, set[str]]:
     """Return the command and the names that a folder was claimed for; nothing when it was not."""
-    try:
-        content = json.loads((folder / CLAIMS).read_text(encoding="utf-8"))
-        return str(content["command"]), {str(name) for name in content["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", set()
+    command, names = "", set[str]()
+    for path in folder.glob(f"{CLAIMS}*"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            command, names = str(content["command"]), names | {str(name) for name in content["files"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return command, names

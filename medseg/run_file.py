@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,11 @@ class RunFile:
 
     Args:
         path: of the file.
-        earlier: files of earlier runs on this folder; a later one counts.
     """
 
-    def __init__(self, path: Path, earlier: Iterable[Path] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, Done | Failed] = {}
-        for file in earlier or [path]:
-            self._known.update(_remembered(file))
+        self._known = _remembered(path)
         self._lines = {case: _line(case, known) for case, known in self._known.items()}
 
     def known(self, case: str) -> Done | Failed | None:
@@ -42,6 +39,20 @@ class RunFile:
         if known is not None:
             self._known[case] = known
             self._lines[case] = _line(case, known)
+
+    def take(self, other: RunFile, belongs: Callable[[str], bool]) -> None:
+        """Know of the cases that belong to it what the other one knows, and nothing else of them."""
+        for case in [case for case in self._known if belongs(case)]:
+            self.remember(case, None)
+        for case, known in other._known.items():
+            if belongs(case):
+                self.remember(case, known)
+
+    def fill(self, other: RunFile, belongs: Callable[[str], bool]) -> None:
+        """Know what the other one knows of cases that belong to it and are unknown here."""
+        for case, known in other._known.items():
+            if belongs(case) and case not in self._known:
+                self.remember(case, known)
 
     def save(self, facts: Mapping[str, Any]) -> None:
         """Write the file.
@@ -66,6 +77,15 @@ class RunFile:
 
 def _line(case: str, known: Done | Failed) -> str:
     return f"  {json.dumps(case)}: {json.dumps(vars(known))}"
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a run file says beside its cases; nothing when it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {key: value for key, value in content.items() if key not in ("finished", "failed")}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _remembered(path: Path) -> dict[str, Done | Failed]:

@@ -40,6 +40,7 @@ ROOMS = [
     ["quality", "review"],
     ["case_work"],
     ["run_file", "stopping"],
+    ["shards"],
     # torch and MONAI begin here
     ["devices"],
     ["slices"],

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from medseg.cli.data import check, plan
 from medseg.cli.machine import doctor
-from medseg.cli.prediction import predict
+from medseg.cli.prediction import merge, predict
 from medseg.cli.reports import compare, evaluate
 from medseg.cli.scans import convert, scan
 from medseg.cli.terminal import (
@@ -41,7 +41,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # `_run` has something to say about it
 )
 
-COMMANDS = (demo, scan, convert, check, plan, train, join, predict, evaluate, compare, doctor)
+COMMANDS = (demo, scan, convert, check, plan, train, join, predict, merge, evaluate, compare, doctor)
 for command in COMMANDS:
     app.command(command)
 

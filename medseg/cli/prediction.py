@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from medseg.cli.terminal import Output, Positive, close_batch, given, screen
+from medseg.cli.terminal import SOME_REJECTED, Output, Positive, close_batch, err, given, plain, screen
+from medseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from medseg.config.settings import CleanConfig
+    from medseg.config.settings import BatchConfig, CleanConfig
     from medseg.volume import Labels
 
 Format = Literal["nifti", "dicom-seg", "rtstruct"]
@@ -33,6 +34,7 @@ def predict(
     workers: Annotated[int | None, Parameter(validator=Number(gte=0, lte=64))] = None,
     timeout: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1e6))] = None,
     retry_failed: bool = False,
+    shard: str | None = None,
 ) -> int:
     """Segment every scan below the paths; masks lie on each scan's own grid.
 
@@ -50,10 +52,10 @@ def predict(
         workers: processes that read and write; by default one for each core, four at most.
         timeout: seconds that a case may take; 3600 by default.
         retry_failed: try cases again that failed in an earlier run.
+        shard: i/n, such as 1/8: the i-th of n shares of the cases; the others run elsewhere, into the same folder.
     """
     scans = given(paths)
     from medseg.batch import predict_folder
-    from medseg.config.settings import BatchConfig
     from medseg.models.model_folder import load_model
 
     loaded = load_model(model)
@@ -63,9 +65,44 @@ def predict(
     if clean is not None:
         changes["clean"] = cleaning(clean, loaded.labels)
     settings = type(loaded.description.predict).model_validate(loaded.description.predict.model_dump() | changes)
-    batch = BatchConfig(workers=workers, retry_failed=retry_failed, **({"timeout_s": timeout} if timeout else {}))
+    wishes = {"workers": workers, "timeout_s": timeout, "retry_failed": retry_failed, "shard": shard}
+    batch = batch_settings({key: value for key, value in wishes.items() if value is not None})
     ledger = predict_folder(scans, loaded, output, config=settings, formats=format, batch=batch, watch=screen)
     return close_batch(ledger, output)
+
+
+def batch_settings(wishes: dict[str, object]) -> BatchConfig:
+    """Check the options of a batch.
+
+    Raises:
+        UsageError: USAGE-OPTION.
+    """
+    from pydantic import ValidationError
+
+    from medseg.config.settings import BatchConfig
+
+    try:
+        return BatchConfig.model_validate(wishes)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        option = f"--{str(fault['loc'][0]).replace('_', '-')}"
+        problem = f"{fault['input']!r}: {fault['msg']}"
+        raise UsageError("USAGE-OPTION", option, problem, "See medseg predict --help.") from error
+
+
+def merge(output: Path) -> int:
+    """Join the records of shards in an output folder; the last shard to end does so by itself.
+
+    Args:
+        output: folder that the shards wrote to.
+    """
+    from medseg.shards import join
+
+    ledger, unfinished = join(output)
+    code = close_batch(ledger, output)
+    for shard in unfinished:
+        err.print(plain(f"shard {shard.number}/{shard.count} has not come to its end"))
+    return code if code or not unfinished else SOME_REJECTED
 
 
 def cleaning(text: str, labels: Labels) -> dict[str, CleanConfig]:

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,20 +71,28 @@ def prove_room(folder: Path) -> None:
 
 
 @contextmanager
-def staging(folder: Path) -> Iterator[Path]:
+def staging(folder: Path, part: str = "") -> Iterator[Path]:
     """Give a folder beside the results for files on their way; gone afterwards, with whatever was not moved.
+
+    Args:
+        folder: of the results.
+        part: stands in its name, for `remove_partials`.
 
     Raises:
         RunError: RUN-WRITE.
     """
     try:
-        place = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=folder))
+        place = Path(tempfile.mkdtemp(prefix=_prefix(part), dir=folder))
     except OSError as error:
         raise _refused(folder, error) from error
     try:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _prefix(part: str) -> str:
+    return PARTIAL_PREFIX + (f"{part}-" if part else "")
 
 
 def move(source: Path, target: Path) -> None:
@@ -101,12 +108,15 @@ def move(source: Path, target: Path) -> None:
         raise _refused(target, error) from error
 
 
-def remove_partials(folder: Path, older_than_s: float = 0.0) -> None:
-    """Remove what killed runs left unfinished right in a folder that this process holds; names tell that it is ours."""
-    for path in list(folder.glob(f"{PARTIAL_PREFIX}*")):
+def remove_partials(folder: Path, part: str = "") -> None:
+    """Remove what killed runs left unfinished right in a folder; names tell that it is ours.
+
+    Args:
+        folder: held by this process.
+        part: of the folder that this process holds: then only what was staged for it.
+    """
+    for path in list(folder.glob(f"{_prefix(part)}*")):
         with suppress(OSError):
-            if time.time() - path.lstat().st_mtime < older_than_s:
-                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

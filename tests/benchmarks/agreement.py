@@ -87,9 +87,9 @@ def agree(pairs: int) -> None:
                     continue
                 key = name, source
                 largest[key], counts[key] = max(largest.get(key, 0.0), abs(own - value)), counts.get(key, 0) + 1
-    print("| metric | beside | pairs | largest difference |\n|---|---|---|---|")  # noqa: T201 - a script's table
+    print("| metric | beside | pairs | largest difference |\n|---|---|---|---|")
     for (name, source), value in sorted(largest.items()):
-        print(f"| `{name}` | {source} | {counts[name, source]} | {value:.1e} |")  # noqa: T201
+        print(f"| `{name}` | {source} | {counts[name, source]} | {value:.1e} |")
 
 
 def race(size: list[int]) -> None:
@@ -106,7 +106,7 @@ def race(size: list[int]) -> None:
 
     mine, theirs = seconds(lambda: ours(a, b, spacing)), seconds(lambda: monai(a, b, spacing))
     shape = " x ".join(str(n) for n in size)
-    print(f"{shape}: all metrics {mine:.2f} s; MONAI's five {theirs:.2f} s; ratio {theirs / mine:.1f}")  # noqa: T201
+    print(f"{shape}: all metrics {mine:.2f} s; MONAI's five {theirs:.2f} s; ratio {theirs / mine:.1f}")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     given = parser.parse_args()
     for line in tables[given.table](given.kinds, given.sizes, given.studies):
-        print(line, flush=True)  # noqa: T201 - a script's table
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""Hundreds of scans by one command: is every case accounted for, how much memory, how much beside the network.
+
+python tests/benchmarks/predict_many.py --scale 0.1 --work /tmp/many
+
+At scale 1: 200 scans of about 20 slices, 10 of them broken, and one of 512 x 512 x 400. The command runs as users run
+it. The network alone is timed on slices of the same sizes, in batches of the same size; a plain loop (MONAI's
+`LoadImage`, the same preparation of slices as a user would write it, the same network, nibabel) runs on a part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.transforms import LoadImage
+from torch.nn import functional as F
+
+from medseg.models.model_folder import Model, load_model
+from medseg.prediction import Predictor
+from medseg.scan import find_scans
+from tests.benchmarks.many_scans import make_model, make_scans
+
+CASES, BROKEN, LARGE = 200, 10, (512, 512, 400)
+
+
+class Peak(threading.Thread):
+    """Watches a process and its children: proportional set size, which counts shared pages once."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid = pid
+        self.bytes = 0
+        self.parts: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Look until the process is gone."""
+        while Path(f"/proc/{self.pid}").exists():
+            found = {pid: _pss(pid) for pid in _family(self.pid)}
+            if sum(found.values()) > self.bytes:
+                self.bytes, self.parts = sum(found.values()), {str(pid): size for pid, size in found.items()}
+            time.sleep(0.25)  # adding up the pages takes time itself
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in _family(child))]
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def command(scans: Path, model: Path, out: Path, options: list[str]) -> tuple[float, float, int, Peak]:
+    """Run `medseg predict`; return wall seconds, processor seconds, exit code and the peak of memory."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = ["predict", str(scans), "--model", str(model), "-o", str(out), *options]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from medseg.cli import main; main()", *words], stdout=subprocess.DEVNULL
+    )
+    peak = Peak(process.pid)
+    peak.start()
+    code = process.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - start, used, code, peak
+
+
+def network_alone(predictor: Predictor, shapes: list[tuple[int, int, int]], most: int) -> tuple[float, float]:
+    """Return wall and processor seconds that the network needs for all slices of some scans, by a part of them."""
+    wall = used = 0.0
+    batch = predictor.config.batch_size
+    sizes: Counter[tuple[int, int]] = Counter()
+    for rows, columns, slices in shapes:
+        sizes[rows, columns] += slices
+    for (rows, columns), slices in sizes.items():
+        images = torch.randn(batch, 3, rows, columns)
+        predictor.logits(images)
+        rounds = max(1, min(most, slices // batch))
+        start, cpu = time.perf_counter(), time.process_time()
+        for _ in range(rounds):
+            predictor.logits(images)
+        share = slices / (rounds * batch)
+        wall += (time.perf_counter() - start) * share
+        used += (time.process_time() - cpu) * share
+    return wall, used
+
+
+def plain_loop(paths: list[Path], model: Model, out: Path) -> tuple[float, float]:
+    """Return wall and processor seconds of what one writes in an afternoon."""
+    out.mkdir()
+    predictor = Predictor(model)
+    network, load = predictor._networks[0], LoadImage(image_only=True, ensure_channel_first=True)
+    start, cpu = time.perf_counter(), time.process_time()
+    for path in paths:
+        image = load(path)
+        volume = image.as_tensor().float()[0]
+        low, high = np.percentile(volume.numpy(), [0.5, 99.5])
+        volume = volume.clamp(low, high)
+        volume = (volume - volume.mean()) / volume.std()
+        labels = torch.zeros(volume.shape, dtype=torch.uint8)
+        padded = F.pad(volume, (1, 1), mode="replicate")
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=predictor.dtype == torch.bfloat16):
+            for first in range(0, volume.shape[2], 8):
+                count = min(8, volume.shape[2] - first)
+                slices = torch.stack([padded[:, :, k : k + 3].permute(2, 0, 1) for k in range(first, first + count)])
+                logits = network(slices.to(memory_format=torch.channels_last))
+                labels[:, :, first : first + count] = logits.float().argmax(1).permute(1, 2, 0).to(torch.uint8)
+        nib.save(nib.Nifti1Image(labels.numpy(), np.asarray(image.affine)), out / f"{path.name.split('.')[0]}.nii.gz")  # type: ignore[attr-defined,no-untyped-call]
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def main() -> None:
+    """Make the scans, predict them, and print what it took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the scans, and of the large one's slices")
+    parser.add_argument("--work", type=Path, required=True, help="folder to work in; made, and left")
+    parser.add_argument("--part", type=int, default=10, help="scans of the plain loop")
+    parser.add_argument("options", nargs="*", help="more options of medseg predict, after --")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    scans, out = given.work / "scans", given.work / "masks"
+    count, broken = round(CASES * given.scale) - round(BROKEN * given.scale), max(4, round(BROKEN * given.scale))
+    if not scans.exists():
+        make_scans(scans, count, broken, (*LARGE[:2], round(LARGE[2] * given.scale)))
+        make_model(given.work / "model")
+    shutil.rmtree(out, ignore_errors=True)
+    wall, used, code, peak = command(scans, given.work / "model", out, given.options)
+    with (out / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    run = json.loads((out / "run.json").read_text())
+    print(f"exit code {code}; {dict(Counter(row['status'] for row in rows))}; {len(rows)} rows")
+    print(
+        f"memory at the peak: {peak.bytes / 1e6:.0f} MB in {len(peak.parts)} processes: "
+        f"{[round(size / 1e6) for size in peak.parts.values()]}"
+    )
+    print(f"seconds by stage: {run['seconds_by_stage']}")
+    usable = [scan for scan in find_scans(scans) if scan.usable and scan.grid]
+    shapes = [(scan.grid.shape[1], scan.grid.shape[0], scan.grid.shape[2]) for scan in usable if scan.grid]
+    model = load_model(given.work / "model")
+    alone, alone_cpu = network_alone(Predictor(model), shapes, 4)
+    area = sum(r * c * n for r, c, n in shapes) / 512**2
+    print(f"wall {wall:.1f} s, of the network alone {alone:.1f} s: {wall / alone:.2f}")
+    print(
+        f"processor {used:.1f} s, of the network alone {alone_cpu:.1f} s; beside it, for a slice of 512 x 512 "
+        f"({area:.0f} of them): {1000 * (used - alone_cpu) / area:.1f} ms"
+    )
+    done = {row["case"] for row in rows if row["status"] == "done"} - {"large"}
+    part = [scan.path for scan in usable if scan.case_id in done][: given.part]
+    some = given.work / "part"
+    shutil.rmtree(some, ignore_errors=True)
+    some.mkdir()
+    for path in part:
+        (some / path.name).symlink_to(path.resolve())
+    shutil.rmtree(given.work / "part_masks", ignore_errors=True)
+    shutil.rmtree(given.work / "plain", ignore_errors=True)
+    mine = command(some, given.work / "model", given.work / "part_masks", given.options)
+    theirs = plain_loop(part, model, given.work / "plain")
+    print(
+        f"{len(part)} scans: medseg {mine[0]:.1f} s ({mine[1]:.1f} s of processor, start of Python included), "
+        f"plain loop {theirs[0]:.1f} s ({theirs[1]:.1f} s)"
+    )
+
+
+if __name__ == "__main__":
+    main()
