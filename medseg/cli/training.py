@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from medseg.cli.terminal import DONE, SOME_REJECTED, Output, Positive, Seed, out, plain, screen
 
@@ -14,6 +18,7 @@ def train(
     output: Output = Path("run"),
     resume: bool = False,
     fold: Positive | None = None,
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
 ) -> int:
     """Train a network on the scans and reference masks that a configuration names; with folds=5, five of them.
 
@@ -22,11 +27,14 @@ def train(
         overrides: settings as key=value, such as train.epochs=20.
         output: the run folder.
         resume: go on with a run that was stopped.
+        from_: model or run folder to start from: its weights, its preparation, its patch.
         fold: of a configuration with folds, train this one only: others may run elsewhere at the same time.
     """
     from medseg.config import load
     from medseg.training import train as run
 
+    if from_ is not None:
+        overrides += (f"start.model={json.dumps(str(from_))}",)  # quoted, as YAML wants names with spaces or colons
     result = run(load(config, overrides), output, resume=resume, fold=fold, watch=screen)
     screen.close()
     out.print(plain(result.summary()))

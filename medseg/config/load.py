@@ -25,7 +25,7 @@ from medseg.errors import ConfigError, UsageError
 
 COMMAND_LINE = "command line"
 
-PATHS = (("data", "scans"), ("data", "references"), ("data", "split"))
+PATHS = (("data", "scans"), ("data", "references"), ("data", "split"), ("start", "model"))
 """Settings that name files; a relative one counts from the folder of the file that it stands in."""
 
 

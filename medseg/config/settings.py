@@ -190,6 +190,15 @@ class BatchConfig(Settings):
     )
 
 
+class StartConfig(Settings):
+    """An earlier model that training starts from. Its preparation and patch are kept, since its weights fit them."""
+
+    model: Path | None = Field(None, description="model or run folder; random weights when absent")
+    hash: str | None = Field(
+        None, description="of that model: no other is taken; filled in when the run first starts if absent"
+    )
+
+
 def _label_table(value: object) -> object:
     if isinstance(value, dict) and value.get("background") in (0, [0], (0,)):
         return {name: source for name, source in value.items() if name != "background"}
@@ -224,6 +233,7 @@ class Config(Settings):
         UNetConfig(widths=None, norm="instance", activation="leaky_relu"),
         description="the network; left out, a U-Net fitted to the slices and normalised; named, as in its paper",
     )
+    start: StartConfig = StartConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")

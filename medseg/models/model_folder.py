@@ -68,6 +68,7 @@ class ModelDescription(Settings):
         {}, description="what the training data looked like; nothing that identifies a patient"
     )
     scores: dict[str, Any] = Field({}, description="of the validation cases")
+    parent: str = Field("", description="hash of the model that training started from; empty for random weights")
     versions: dict[str, str] = Field({}, description="of the packages that trained it")
     weights: dict[Annotated[str, Field(pattern=WEIGHTS_NAME)], str] = Field(
         {}, description="name -> SHA-256 of the weights of each network; several make an ensemble"

@@ -42,6 +42,7 @@ from medseg.training.cases import Shared, tell
 from medseg.training.losses import build_loss
 from medseg.training.plan import Plan, count_out_channels, make_plan
 from medseg.training.run import (
+    CONFIG,
     SPLIT,
     begin,
     keep_preparation,
@@ -49,6 +50,7 @@ from medseg.training.run import (
     score,
     train_once,
 )
+from medseg.training.start import start_from
 from medseg.training.trackers import Tracker
 
 
@@ -115,9 +117,13 @@ def train_folds(
     with nullcontext() if fold else exclusive(output):  # a fold alone holds only its own folder
         # A fold alone may join others; `train_once` sees to it that the fold itself is new, or resumed.
         config = begin(config, output, resume or fold is not None)
+        kept = kept_preparation(output) if (output / CONFIG).is_file() else None
+        if config.start.model is not None and kept is None:
+            start = start_from(config, watch)
+            config, kept = start.config, start.preparation
         found = tell(examine(_with_stored_split(config, output), watch=watch), config, watch)
-        plan = make_plan(config, found, choose_device(config.train.device), kept_preparation(output))
-        if not (output / "config.yaml").is_file():
+        plan = make_plan(config, found, choose_device(config.train.device), kept)
+        if not (output / CONFIG).is_file():
             _write(plan, found, output)
         left_out = [finding for finding in found.dataset.findings if finding.severity == "error"]
         wanted = _stored_splits(output)
@@ -148,7 +154,7 @@ def fold_config(config: Config, folder: Path) -> Config:
 
 def _with_stored_split(config: Config, output: Path) -> Config:
     """Let the folds that a run began with hold, also when cases have come or gone since."""
-    if not (output / "config.yaml").is_file() or not (output / SPLIT).is_file():
+    if not (output / CONFIG).is_file() or not (output / SPLIT).is_file():
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"split": output / SPLIT})})
 
@@ -157,7 +163,7 @@ def _write(plan: Plan, found: Examination, output: Path) -> None:
     """Write down what all folds have in common; `config.yaml` last, since with it the run has begun."""
     write_text(output / SPLIT, folds_text(found.folds))
     keep_preparation(output, plan.preparation)
-    write_text(output / "config.yaml", plan.to_yaml())
+    write_text(output / CONFIG, plan.to_yaml())
 
 
 def _stored_splits(output: Path) -> list[Split]:
@@ -175,7 +181,7 @@ def _set_out(folder: Path, split: Split, preparation: Preparation) -> None:
     Raises:
         RunError: RUN-RESUME when it began with another split: its patients would no longer be the held-out ones.
     """
-    begun = (folder / "config.yaml").is_file()
+    begun = (folder / CONFIG).is_file()
     if begun and _split_of(folder) != split:
         problem = "it was begun with other cases than split.json now gives it"
         advice = "Undo the change of split.json, move this folder away to train it anew, or start another run with -o."

@@ -27,6 +27,9 @@ from medseg.training.losses import build_loss, supervised_loss
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = Path("checkpoints", "last.pt")
+"""In a run folder: the state after the last whole epoch."""
+
 Batch = tuple[Tensor, Tensor]
 """Images `(b, c, h, w)` float32 and label numbers `(b, h, w)` int64."""
 
@@ -97,6 +100,11 @@ class LoopOptions:
     after_epoch: AfterEpoch = nothing
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has finished an epoch that it can go on from."""
+    return (folder / CHECKPOINT).is_file()
+
+
 def fit(network: Network, data: Data, validate: Validation | None, config: TrainConfig, options: LoopOptions) -> Fitted:
     """Train a network.
 
@@ -116,7 +124,7 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
     mixed = options.dtype == torch.bfloat16
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
     state = TrainingState(network, config, total_steps=sum(data.steps(epoch) for epoch in range(epochs)))
-    checkpoint = folder / "checkpoints" / "last.pt"
+    checkpoint = folder / CHECKPOINT
     if options.resume and checkpoint.is_file():
         state.restore(load_checkpoint(checkpoint))
         log.info("resumed after epoch %d", state.epoch)

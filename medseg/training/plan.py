@@ -38,6 +38,7 @@ LEFT_OPEN = (
     "augment.mirror",
     "augment.rotation_deg",
     "model.widths",
+    "start.hash",
     "train.epochs",
     "train.steps_per_epoch",
     "train.patch",
@@ -125,6 +126,8 @@ def make_plan(
     if found.folds:
         sides = f"{len(training)} cases in {len(found.folds)} folds: each held out by one, trained on by the others"
     decisions.note("data", f"{sides}, {left_out} left out")
+    if config.start.model is not None:
+        decisions.note("start", "weights, preparation and patch are those of an earlier model")
     decided = _prepare(decisions, measured)
     preparation = preparation or decided
     _augment(decisions, measured, preparation)

@@ -33,15 +33,17 @@ from medseg.report import Report, evaluate
 from medseg.training.budget import rehearse, within_budget
 from medseg.training.cases import Prepared, Shared, prepare_cases
 from medseg.training.data import TrainingSlices, VolumeDice
-from medseg.training.loop import Fitted, LoopOptions, fit, seed_everything
+from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, seed_everything
 from medseg.training.losses import build_loss
 from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels
 from medseg.training.showing import Showing
+from medseg.training.start import Start, start_from
 from medseg.training.trackers import Tracker, require_tensorboard
 from medseg.volume import UNANNOTATED, Labels
 
 log = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"
 PREPARATION = "preparation.yaml"
 SPLIT = "split.json"
 
@@ -108,14 +110,18 @@ def train_once(
         require_tensorboard()
     with exclusive(output):
         config = begin(config, output, resume)
-        kept = kept_preparation(output) if resume or shared else None
+        kept = kept_preparation(output) if shared or (output / CONFIG).is_file() else None
+        start = None
+        if config.start.model is not None and not (resume and has_checkpoint(output)):  # which holds its weights
+            start = start_from(config, watch)
+            config, kept = start.config, kept or start.preparation
         cases = prepare_cases(config, output, device, watch, kept, shared)
         options = LoopOptions(output, device, _dtype(cases.plan.config), resume, watch)
-        cases = replace(cases, plan=_with_steps(cases, options, started))
-        if not (output / "config.yaml").is_file():  # a resumed run keeps the words of the plan that it began with
-            write_text(output / "config.yaml", cases.plan.to_yaml())
+        cases = replace(cases, plan=_with_steps(cases, options, start, started))
+        if not (output / CONFIG).is_file():  # a resumed run keeps the words of the plan that it began with
+            write_text(output / CONFIG, cases.plan.to_yaml())
         keep_preparation(output, cases.plan.preparation)
-        network, data, validate = _parts(cases, options)
+        network, data, validate = _parts(cases, options, start)
         with Showing(output, cases.plan.config, trackers, validate) as shown:
             fitted = fit(network, data, validate, cases.plan.config.train, replace(options, after_epoch=shown))
         report = _finished(cases, fitted, options)
@@ -126,18 +132,22 @@ def _dtype(config: Config) -> torch.dtype:
     return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
 
 
-def _parts(cases: Prepared, options: LoopOptions) -> tuple[Network, TrainingSlices, VolumeDice | None]:
+def _parts(
+    cases: Prepared, options: LoopOptions, start: Start | None
+) -> tuple[Network, TrainingSlices, VolumeDice | None]:
     """Return what the loop works with, fresh: network, batches and validation."""
     config, context = cases.plan.config, cases.plan.preparation.context
     seed_everything(config.seed, config.train.deterministic)
     network = build(config.model, cases.plan.preparation.in_channels, cases.plan.out_channels)
+    if start is not None:
+        network.load_state_dict(start.network.state_dict())
     data = TrainingSlices(cases.store, config.train, config.augment, context, config.seed)
     if cases.held_out_store is None:
         return network, data, None
     return network, data, VolumeDice(cases.held_out_store, config, context, options.device, options.dtype)
 
 
-def _with_steps(cases: Prepared, options: LoopOptions, started: float) -> Plan:
+def _with_steps(cases: Prepared, options: LoopOptions, start: Start | None, started: float) -> Plan:
     """Return the plan with its number of steps; a budget is for the time since `started`."""
     plan, config = cases.plan, cases.plan.config
     if config.budget is None or (config.train.epochs is not None and config.train.steps_per_epoch is not None):
@@ -147,7 +157,7 @@ def _with_steps(cases: Prepared, options: LoopOptions, started: float) -> Plan:
         save_model(folder / "model", _described(plan), network.state_dict())
         _scored(load_model(folder / "model"), some, config, folder, silent)
 
-    pace = rehearse(*_parts(cases, options), config.train, options, score, cases.held_out, config.budget)
+    pace = rehearse(*_parts(cases, options, start), config.train, options, score, cases.held_out, config.budget)
     left_s = seconds(config.budget) - (time.perf_counter() - started)
     train = within_budget(config.budget, left_s, pace, config.train)
     why = f"fits {config.budget}: {pace}"
@@ -174,7 +184,7 @@ def begin(config: Config, output: Path, resume: bool) -> Config:
     Raises:
         RunError: RUN-RESUME when there is a run and `resume` is off, or the configuration has changed.
     """
-    path = output / "config.yaml"
+    path = output / CONFIG
     if not path.is_file():
         return config
     if not resume:
@@ -194,7 +204,7 @@ def begin(config: Config, output: Path, resume: bool) -> Config:
 
 
 def kept_preparation(output: Path) -> Preparation | None:
-    """Return the preparation that a run began with, to the last digit; None when it has not begun.
+    """Return the preparation that a run began with, to the last digit; None when there is none.
 
     Raises:
         ConfigError: CONFIG-SYNTAX, and
@@ -235,6 +245,7 @@ def _described(plan: Plan) -> ModelDescription:
         patch=config.train.patch or (1, 1),
         predict=config.predict,
         trained_on=plan.measured.to_dict(),
+        parent=config.start.hash or "",
     )
 
 
