@@ -22,8 +22,8 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 from medseg.io.dicom_end import UNDEFINED
 
-HEAD_BYTES, LONG_HEAD_BYTES = 32 * 2**10, 2**20
-"""Most headers lie in the first 32 KiB; with some scanners' private data they take a few hundred."""
+LONG_HEAD_BYTES = 2**20
+"""Some scanners' private data take a few hundred KiB."""
 
 DEEPEST = 16
 """Sequences within sequences; what goes deeper is left to pydicom."""
@@ -92,14 +92,21 @@ class _OddError(Exception):
     """Something that is not plain."""
 
 
-def read_plain(data: BinaryIO, size: int, wanted: Collection[int]) -> Parsed | None:
-    """Read the header of a file of `size` bytes, open at its start; None when it is not plain, or has no pixels."""
-    head = data.read(HEAD_BYTES)
+def read_plain(head: bytes, data: BinaryIO, size: int, wanted: Collection[int]) -> Parsed | None:
+    """Read a header; None when it is not plain, or has no pixels.
+
+    Args:
+        head: the first bytes of a file; most headers end in the first 32 KiB.
+        data: the whole file, where more may be read.
+        size: of the file in bytes.
+        wanted: tags.
+    """
     try:
         try:
             return _parse(head, size, wanted)
         except BeyondEnd:
-            return _parse(head + data.read(LONG_HEAD_BYTES), size, wanted)
+            data.seek(0)
+            return _parse(data.read(LONG_HEAD_BYTES), size, wanted)
     except (_OddError, BeyondEnd, UnicodeDecodeError):
         return None
 

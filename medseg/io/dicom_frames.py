@@ -134,7 +134,10 @@ def frame_of(path: Path, number: int, sources: Sequence[Source]) -> Frame:
 
 def _mark(sources: Sequence[Source], tags: tuple[int, ...]) -> str:
     """One value, as comparable text; binary values by their bytes; points in time by what stands for them."""
-    parts = [_plain(element_of(sources, tag)) for tag in tags]
+    elements = [element_of(sources, tag) for tag in tags]
+    if elements.count(None) == len(elements):  # most tags are absent, and asked for in each file
+        return ""
+    parts = [_plain(element) for element in elements]
     if not any(parts):
         return ""
     value = "/".join(parts)

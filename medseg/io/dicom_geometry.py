@@ -6,6 +6,7 @@ i counts columns, j rows, k slices along the normal (the cross product of the ro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,13 +58,21 @@ def axes(orientation: Sequence[float]) -> Float:
     Raises:
         DicomError: DICOM-GEOMETRY when they are not two perpendicular unit vectors within rounding.
     """
+    return _axes(tuple(orientation))
+
+
+@functools.lru_cache(maxsize=1000)
+def _axes(orientation: tuple[float, ...]) -> Float:
+    """The same; the frames of a series ask for few orientations many times."""
     pair = np.array(orientation, dtype=np.float64).reshape(2, 3)
     if np.abs(pair @ pair.T - np.eye(2)).max() > 2 * ORIENTATION_NOISE:
         problem = "the direction cosines of rows and columns are not two perpendicular unit vectors"
         raise DicomError("DICOM-GEOMETRY", "", problem, "Export the series again from its source.")
     u, _, vt = np.linalg.svd(pair, full_matrices=False)
     row, column = u @ vt
-    return np.stack([row, column, np.cross(row, column)])
+    matrix = np.stack([row, column, np.cross(row, column)])
+    matrix.flags.writeable = False
+    return matrix
 
 
 def heights(frames: Sequence[Frame]) -> Float:

@@ -23,7 +23,7 @@ from medseg.io.dicom_end import UNDEFINED, HeaderEnd, breaks_off
 from medseg.io.dicom_extent import LOSSY, PixelElement, check_extent
 from medseg.io.dicom_frames import MARK_TAGS, Frame, frame_of, macros_of
 from medseg.io.dicom_mosaic import IMAGE_HEADER, IMAGES, SERIES_HEADER, csa_slices, is_mosaic, place_tiles, tiles_across
-from medseg.io.dicom_open import PARSE_ERRORS, inflated, looks_like_dicom, open_regular, quiet, size_of
+from medseg.io.dicom_open import BUFFER_BYTES, PARSE_ERRORS, inflated, looks_like_dicom, open_regular, quiet, size_of
 from medseg.io.dicom_values import Source, bytes_of, decoded, integer, items, stand_in, text
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -121,15 +121,15 @@ def read_header(path: Path) -> Header | None:
     """
     try:
         with open_regular(path) as handle:
-            start = handle.read(256)
-            if not start:
+            head = handle.peek(BUFFER_BYTES)
+            if not head:
                 return _damaged(path, "the file is empty")
-            if not looks_like_dicom(start):
+            if not looks_like_dicom(head):
                 return None
-            if breaks_off(handle, start):
+            if breaks_off(handle, head):
                 return _damaged(path, "the header breaks off in zeros")
             with inflated(handle, path.name) as data:
-                return _parse(path, data, bare=start[128:132] != b"DICM")
+                return _parse(path, head, data)
     except DicomError as error:
         return Header(path, code=error.code, reason=error.problem)
     except OSError as error:
@@ -142,10 +142,10 @@ def _damaged(path: Path, reason: str) -> Header:
     return Header(path, code="DICOM-READ", reason=reason)
 
 
-def _parse(path: Path, data: BinaryIO, bare: bool) -> Header | None:
+def _parse(path: Path, head: bytes, data: BinaryIO) -> Header | None:
     """Parse up to the pixel data, then say what the file is."""
-    size = size_of(data)
-    plain = read_plain(data, size, _WANTED)
+    size, bare = size_of(data), head[128:132] != b"DICM"
+    plain = read_plain(head, data, size, _WANTED)
     if plain is not None:
         return _judge(path, data, size, plain, bare)
     with quiet():
@@ -223,19 +223,19 @@ def _kind(sop_class: str, source: Source) -> Literal["image", "rtstruct", "dicom
 
 def _describe_image(header: Header, parsed: Parsed, data: BinaryIO) -> Header:
     source = parsed.elements
-    header = replace(header, notes=_oddities(parsed))
+    notes = _oddities(parsed)
     if parsed.fault:
-        return replace(header, code="DICOM-READ", reason=parsed.fault)
+        return replace(header, notes=notes, code="DICOM-READ", reason=parsed.fault)
     if parsed.offset < 0 or parsed.tag != 0x7FE00010:
         found = "no pixel data" if parsed.offset < 0 else "pixel data of floating-point numbers, wanted integers"
-        return replace(header, code="DICOM-PIXELS", reason=f"the file holds {found}")
+        return replace(header, notes=notes, code="DICOM-PIXELS", reason=f"the file holds {found}")
     pixels = _pixel_element(parsed)
-    header = replace(header, pixels=pixels)
     if integer(source, 0x00280103) not in (0, 1):
-        return replace(header, code="DICOM-PIXELS", reason="the header does not say whether pixels are signed")
+        reason = "the header does not say whether pixels are signed"
+        return replace(header, notes=notes, pixels=pixels, code="DICOM-PIXELS", reason=reason)
     if pixels.frames > 1 or 0x52009230 in source:
-        return _with_functional_frames(header, source)
-    header = replace(header, frames=(frame_of(header.path, 0, [source]),))
+        return _with_functional_frames(replace(header, notes=notes, pixels=pixels), source)
+    header = replace(header, notes=notes, pixels=pixels, frames=(frame_of(header.path, 0, [source]),))
     return _with_tiles(header, source, pixels, data) if is_mosaic(source) else header
 
 

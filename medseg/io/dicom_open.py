@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,7 +64,7 @@ BUFFER_BYTES = 32 * 2**10
 """Of a file's start read at once: most headers, in one call of the operating system."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; never a pipe, a socket or a device, which could block for ever.
 
     Raises:
@@ -74,7 +74,7 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError("not a regular file")
-    return os.fdopen(handle, "rb", BUFFER_BYTES)
+    return BufferedReader(FileIO(handle), BUFFER_BYTES)
 
 
 def open_data_set(path: Path) -> BinaryIO:

@@ -217,18 +217,20 @@ def from_row(path: Path, row: Row, who: Mapping[str, Any], alike: Sequence[tuple
         image=image,
         instance=instance,
         pixels=PixelElement(offset, length, **dict(zip(_PIXELS, alike[layout], strict=True))),
-        frames=tuple(
-            Frame(
-                path,
-                number,
-                position=_tuples(position),
-                marks=_tuples(marks),
-                **dict(zip(_FRAME, alike[n], strict=True)),
-            )
-            for n, number, position, marks in frames
-        ),
+        frames=tuple([_frame(path, frame, alike) for frame in frames]),
         **dict(zip(_HEADER, alike[common], strict=True)),
         **who,
+    )
+
+
+def _frame(path: Path, stored: Row, alike: Sequence[tuple[Any, ...]]) -> Frame:
+    common, number, position, marks = stored
+    return Frame(
+        path,
+        number,
+        position=position and tuple(position),
+        marks=tuple([(name, value) for name, value in marks]),
+        **dict(zip(_FRAME, alike[common], strict=True)),
     )
 
 
