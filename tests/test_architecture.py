@@ -39,7 +39,7 @@ ROOMS = [
     ["reading", "intensity", "postprocess"],
     ["quality", "review"],
     ["case_work"],
-    ["run_file", "stopping"],
+    ["run_file", "stopping", "preflight"],
     ["shards"],
     # torch and MONAI begin here
     ["devices"],

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from medseg.errors import InputError, MaskError, NiftiError, RunError, UsageError
 from medseg.grid import Grid
 from medseg.io.atomic import PARTIAL_PREFIX, atomic_path
+from medseg.io.free import free_memory
 from medseg.io.nifti_bytes import DEFLATE_RATIO, Source, oversized, regular, truncated
 from medseg.io.nifti_header import LABEL_INTENT, Header, Notes, header_for, parse
 from medseg.volume import Mask, Volume
@@ -230,19 +231,10 @@ def _check_memory(header: Header, path: Path) -> None:
     Raises:
         NiftiError: NIFTI-SIZE.
     """
-    free = _free_memory()
+    free = free_memory()
     needed = header.count * (header.dtype.itemsize + (0 if _is_kept(header.dtype, header.slope, header.inter) else 4))
     if free is not None and needed > free:
         raise oversized(path, f"the voxels need {needed:,} bytes of memory, {free:,} are free")
-
-
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping, by Linux' own estimate; None where that is not known."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 # Values -----------------------------------------------------------------------------------------------------------

@@ -485,9 +485,9 @@ def test_refuses_a_stream_longer_than_its_header_says(tmp_path):
 
 
 def test_refuses_what_the_memory_cannot_hold(put, monkeypatch):
-    monkeypatch.setattr(nifti, "_free_memory", lambda: 239)
+    monkeypatch.setattr(nifti, "free_memory", lambda: 239)
     fails(put(image(phantom())), "NIFTI-SIZE", "240 bytes of memory, 239 are free")  # 6 * 5 * 4 int16
-    monkeypatch.setattr(nifti, "_free_memory", lambda: 240)
+    monkeypatch.setattr(nifti, "free_memory", lambda: 240)
     read_volume(put(image(phantom())))
 
 
