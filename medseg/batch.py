@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections import defaultdict
@@ -17,6 +18,7 @@ from medseg.case_work import ENDINGS, Done, Format, Job
 from medseg.config.settings import BatchConfig, PredictConfig
 from medseg.dataset import select_cases
 from medseg.engines import Choice
+from medseg.facts import seen_by
 from medseg.io.atomic import move, prove_room, remove_partials, staging, write_text
 from medseg.io.workers import MOST
 from medseg.lanes import run_cases, settle
@@ -25,11 +27,20 @@ from medseg.models.model_folder import Model, versions
 from medseg.one_case import Outcome
 from medseg.outputs import claim, outside
 from medseg.prediction import Predictor
+from medseg.preflight import Forecast, look_ahead
 from medseg.progress import Watch, silent
+from medseg.review import REVIEW, Reviews
 from medseg.run_file import RUN, RunFile, read_facts
 from medseg.scan import Inventory, take_inventory
 from medseg.shards import Shard, check_company, held, join_parts, join_when_last, parts_of
 from medseg.stopping import stopping
+
+log = logging.getLogger(__name__)
+
+NOT_TOLD = (
+    "the model does not tell how far its training cases reach (an older version trained it): "
+    "scans and masks are not compared with them"
+)
 
 FEW_VOXELS = 1 << 23
 """32 slices of 512 x 512: read and written in about the second of processor time that a process takes to start. They
@@ -54,7 +65,8 @@ def predict_folder(
     Args:
         paths: folders or files with scans.
         model: what to predict with; loaded once.
-        output: gets `<case>.nii.gz`, the names of the labels in `labels.json`, the ledger `cases.csv`, and `run.json`.
+        output: gets `<case>.nii.gz`, the names of the labels in `labels.json`, the ledger `cases.csv`, what to look at
+            first in `review.csv`, and `run.json`.
         config: settings of prediction; the model's own when absent.
         formats: what to write; NIfTI is always written, the DICOM forms for DICOM scans only.
         batch: how many at once, how long each may take.
@@ -73,6 +85,18 @@ def predict_folder(
     selection = select_cases(inventory, [channel.select for channel in model.preparation.channels], list(paths))
     rows = [*rejected_rows(inventory), *_passed_over(inventory, selection)]
     predictor = Predictor(model, config)
+    shard = Shard.parse(batch.shard if batch else None)
+    ahead = look_ahead(
+        [case for case in selection.cases if shard.has(case.id)],
+        [row for row in rows if shard.has(row.case)],
+        RunFile(output / RUN),
+        model.preparation,
+        output,
+        objects=len(model.labels) if "dicom-seg" in formats else 0,
+    )
+    watch("predict", 0, ahead.cases, ahead.text())
+    for line in ahead.warnings():
+        log.warning("%s", line)
     return predict_cases(selection.cases, predictor, output, rows=rows, formats=formats, batch=batch, watch=watch)
 
 
@@ -103,6 +127,9 @@ def predict_cases(
     with held(output, shard), stopping() as stopped:
         run = _Run(cases, predictor, output, tuple(dict.fromkeys(("nifti", *formats))), batch)
         run.begin([row for row in rows if shard.has(row.case)])
+        if run.seen is None:
+            watch("predict", 0, len(cases), NOT_TOLD)
+        forecast = Forecast(cases, predictor.model.preparation)
         with staging(output, shard.name) as place:
             jobs = [run.job(case, place) for case in cases]
             count = processes(batch, jobs)
@@ -113,8 +140,9 @@ def predict_cases(
             with closing(outcomes):
                 for number, outcome in enumerate(outcomes, start=1):
                     row = run.record(outcome)
-                    told = f": {row.message}" if row.status in ("rejected", "failed") else ""
-                    watch("predict", number, len(cases), f"{row.case}: {row.status}{told}")
+                    told = [f"{row.case}: {row.status}{run.remark(row)}"]
+                    told.append(forecast.after(row.case, computed=row.status == "done"))
+                    watch("predict", number, len(cases), "\n".join(filter(None, told)))
         run.save(complete=not stopped())
     if shard.name:
         join_when_last(output)
@@ -166,10 +194,12 @@ class _Run:
         self._adopt_engine()
         self.ours: frozenset[str] = frozenset()
         self.stages: defaultdict[str, float] = defaultdict(float)
+        self.seen = seen_by(predictor.model.description.trained_on)
+        self.reviews = Reviews(output / self.shard.named(REVIEW), [name for _, name in predictor.model.labels])
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Claim the folder, clear what a killed run left, and write down what is known before the first case."""
-        records = [CASES, RUN, self.shard.named(CASES), self.shard.named(RUN), "labels.json"]
+        records = [name for file in (CASES, REVIEW, RUN) for name in (file, self.shard.named(file))] + ["labels.json"]
         masks = [name for case in self.cases for name in self.names(case).values()]
         self.ours = claim(self.output, "predict", [*records, *masks], self.shard.name)
         remove_partials(self.output, self.shard.name)
@@ -182,6 +212,7 @@ class _Run:
         self.ledger.record(*(self._set_aside(row) for row in rows))
         labels = {str(number): name for number, name in self.predictor.model.labels}
         write_text(self.output / "labels.json", json.dumps(labels, indent=1, ensure_ascii=False))
+        self.reviews.record({})
 
     def _adopt_engine(self) -> None:
         """Take the engine that an earlier run on this folder chose; its masks were made by it."""
@@ -205,6 +236,7 @@ class _Run:
             predictor.model.hash,
             predictor.identity,
             predictor.rules,
+            self.seen,
             names=self.names(case),
             output=self.output,
             staging=place,
@@ -233,8 +265,17 @@ class _Run:
             row = self._set_aside(replace(row, status=status, code=outcome.code, message=outcome.message))
         self.file.remember(case.id, outcome.remember)
         self.save()  # first: a kill between the two leaves a finished case to be re-used, not done again
+        if review := self.file.review(case.id):
+            self.reviews.record({case.id: review})
         self.ledger.record(row)
         return row
+
+    def remark(self, row: Row) -> str:
+        """Return what is to be said of a case beside its status: why it has no mask, or the flags of the one it has."""
+        review = self.file.review(row.case)
+        if row.status in ("rejected", "failed") or review is None:
+            return f": {row.message}" if row.message else ""
+        return "".join(f", {flag.code}" for flag in review.flags)
 
     def save(self, complete: bool = False) -> None:
         """Write `run.json`; `complete` says that no case is left."""

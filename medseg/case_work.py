@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from medseg.case import Case
 from medseg.config.settings import CleanConfig
 from medseg.errors import RunError
+from medseg.facts import ScanFacts, Seen, label_facts, scan_facts
 from medseg.grid import Grid
 from medseg.intensity import Statistics, measure
 from medseg.io.dicom_seg import write_dicom_seg
@@ -31,18 +32,30 @@ from medseg.io.rtstruct import write_rtstruct
 from medseg.postprocess import clean
 from medseg.preparation import Preparation
 from medseg.reading import read_case
+from medseg.review import Review, judge
 from medseg.volume import Labels, Mask, Volume
 
 Format = Literal["nifti", "dicom-seg", "rtstruct"]
 ENDINGS: dict[Format, str] = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
 
 
+VOXEL_BYTES = 5
+"""What a voxel takes in memory at most, but for rare types: float32, and its byte of the mask."""
+
+
 @dataclass(frozen=True)
 class Done:
-    """What is remembered of a finished case, to know it again: hashes of all that decided its mask, and of the mask."""
+    """What is remembered of a finished case.
+
+    Attributes:
+        key: hash of all that decided its mask.
+        output_sha256: hash of its files; with the key, to know the case again.
+        review: what a person should look at, in plain types (`medseg.review.Review.to_dict`).
+    """
 
     key: str
     output_sha256: str
+    review: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ class Job:
         model_hash: for DICOM outputs.
         identity: of all that decides the mask beside the scan: hash of model, settings and version.
         rules: how each label is cleaned, by its number.
+        seen: how far the model's training cases reach; None when it does not tell.
         names: of the files that it gets.
         output: the folder where they will be.
         staging: a folder on the same file system where they are written first.
@@ -77,10 +91,17 @@ class Job:
     model_hash: str
     identity: str
     rules: Mapping[int, CleanConfig]
+    seen: Seen | None
     names: Mapping[Format, str]
     output: Path
     staging: Path
     known: Done | Failed | None = None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Of each channel; what the model takes where the scan does not say."""
+        pairs = zip(self.case.scans, self.preparation.channels, strict=True)
+        return tuple(scan.modality or channel.modality or "" for scan, channel in pairs)
 
     @property
     def voxels(self) -> int:
@@ -113,6 +134,7 @@ class CaseWork:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._volume: Volume | None = None
+        self._facts: ScanFacts | None = None
         self._labels: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._seen: Counter[int] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -141,6 +163,7 @@ class CaseWork:
             self._volume = read_case(self._job.case.scans)
         with self._timed("measure"):
             statistics = measure(self._volume, self._job.preparation)
+            self._facts = scan_facts(self._volume, self._job.modalities, self._job.case.scans[0].body_part)
         grid = self._volume.grid
         self._labels = np.zeros(grid.shape, np.uint8, order="F")  # as voxels lie, and as NIfTI wants them
         return Opened(grid, self._volume.modality, statistics)
@@ -158,8 +181,14 @@ class CaseWork:
             ordered[..., start : start + len(labels)] = labels.transpose(1, 2, 0)
             self._seen.update(range(start, start + len(labels)))
 
-    def finish(self) -> str:
-        """Write the files into the staging folder, each opened again and compared; return the hash of their contents.
+    def finish(self, expected_dice: Mapping[str, float]) -> tuple[str, Review]:
+        """Write the files into the staging folder, each opened again and compared, and judge the case.
+
+        Args:
+            expected_dice: of each label, by name, as far as the model tells.
+
+        Returns:
+            The hash of the files' contents, and what a person should look at.
 
         Raises:
             RunError: RUN-WRITE, or RUN-CRASH unless the labels of every slice came exactly once.
@@ -170,15 +199,24 @@ class CaseWork:
         if self._seen != Counter(range(count)):
             raise RunError("RUN-CRASH", "", f"the labels of {count} slices did not come exactly once each")
         self._volume = None  # its memory is free for what writing and verifying need
-        with self._timed("write"):
+        with self._timed("clean"):
             mask = clean(Mask(self._labels, grid), self._job.rules)
+        with self._timed("judge"):
+            review = self._judged(mask, expected_dice)
+        with self._timed("write"):
             for form, name in self._job.names.items():
                 self._write(form, self._job.staging / name, mask)
-            return hash_files([self._job.staging / name for name in self._job.names.values()]) or ""
+            return hash_files([self._job.staging / name for name in self._job.names.values()]) or "", review
 
     def seconds(self) -> dict[str, float]:
         """Return how long each kind of work took."""
         return dict(self._seconds)
+
+    def _judged(self, mask: Mask, expected_dice: Mapping[str, float]) -> Review:
+        job = self._job
+        names = [name for _, name in job.labels]
+        labels = dict(zip(names, label_facts(mask, len(names)), strict=True))
+        return judge(self._facts, labels, expected_dice, job.seen, job.preparation)
 
     def _write(self, form: Format, path: Path, mask: Mask) -> None:
         job = self._job

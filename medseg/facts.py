@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from medseg.pieces import boxes, number_pieces
+from medseg.pieces import Numbers, Pieces, boxes
 from medseg.volume import Mask, Volume
 
 Sample = NDArray[np.float32]
@@ -120,15 +120,15 @@ def profile_of(body: Sample) -> tuple[float, ...] | None:
 
 
 def label_facts(mask: Mask, count: int) -> tuple[LabelFacts, ...]:
-    """Measure the labels 1 to `count`; memory beyond the mask: 4 bytes for each voxel of a label's box."""
+    """Measure the labels 1 to `count`; memory beyond the mask does not grow with it."""
     order = mask.grid.order_to("RAS")
-    labels: NDArray[np.integer] = order.apply(mask.labels)  # type: ignore[assignment]  # a view of the same type
+    labels: Numbers = order.apply(mask.labels)  # type: ignore[assignment]  # a view of the same type
     found = {}
     for number, box in boxes(labels).items():
         if number <= count:
-            _, sizes = number_pieces(labels[box] == number)
+            pieces = Pieces(labels[box], number)
             x, y, z = (side.start == 0 or side.stop == size for side, size in zip(box, labels.shape, strict=True))
-            found[number] = LabelFacts(int(sizes[1:].sum()) * mask.grid.voxel_ml, len(sizes) - 1, (x, y, z))
+            found[number] = LabelFacts(int(pieces.sizes.sum()) * mask.grid.voxel_ml, len(pieces), (x, y, z))
     return tuple(found.get(number, LabelFacts()) for number in range(1, count + 1))
 
 

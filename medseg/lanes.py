@@ -29,7 +29,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from medseg.case_work import Job, ready
+from medseg.case_work import VOXEL_BYTES, Job, ready
 from medseg.io.workers import CrashError, Here, Worker
 from medseg.one_case import Network, OneCase, Outcome, Promise, Slot
 from medseg.prediction import Predictor
@@ -38,9 +38,6 @@ log = logging.getLogger(__name__)
 
 ROOM_BYTES = 1 << 30
 """For stored voxels and masks of the cases under way: two scans of 512 x 512 x 400."""
-
-VOXEL_BYTES = 5
-"""What a voxel takes at most, but for rare types: float32, and its byte of the mask."""
 
 
 def run_cases(

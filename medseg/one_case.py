@@ -136,9 +136,9 @@ class OneCase:
         self._predictor.check(opened.modality)
         for start, labels in self._labels(opened):
             self._ask("put", start, labels)
-        digest: str = self._ask("finish")
+        digest, review = self._ask("finish", {})
         self._stages.update(self._ask("seconds"))  # of other kinds: the slot's
-        return self._ended("done", remember=Done(self._key, digest))
+        return self._ended("done", remember=Done(self._key, digest, review.to_dict()))
 
     def _labels(self, opened: Opened) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield the labels of block after block; while the network works on one, the next are prepared."""

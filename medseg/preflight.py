@@ -8,18 +8,17 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.case import Case
+from medseg.case_work import VOXEL_BYTES, Done
 from medseg.codes import CODES
 from medseg.io.free import free_disk, free_memory
 from medseg.ledger import NOT_SELECTED, Row
 from medseg.preparation import Preparation, working_grid
-
-VOXEL_BYTES = 5
-"""Memory that a voxel takes at most, but for rare types: float32, and its byte of the mask."""
+from medseg.run_file import RunFile
 
 MASK_SHARE = 0.01
 """Bytes on disk for each voxel of a mask: 0.002 measured for five tumours, 0.005 with specks all over."""
@@ -52,7 +51,7 @@ class Preflight:
     disk: int
     free: tuple[int | None, int | None]
 
-    def lines(self) -> list[str]:
+    def text(self) -> str:
         """Return what to tell a person: one line for each matter."""
         again = f", {self.finished} of them finished before: re-used unless something has changed" * bool(self.finished)
         lines = [f"to predict: {self.cases} cases of {self.slices} slices{again}"]
@@ -66,7 +65,7 @@ class Preflight:
             case, size, needed = self.largest
             lines.append(f"memory: up to {_bytes(needed)} for the largest, {case} ({size}){_left(self.free[0])}")
             lines.append(f"disk: up to {_bytes(self.disk)} for the results{_left(self.free[1])}")
-        return lines
+        return "\n".join(lines)
 
     def warnings(self) -> list[str]:
         """Return what is likely to go wrong."""
@@ -82,7 +81,7 @@ class Preflight:
 def look_ahead(
     cases: Sequence[Case],
     rows: Sequence[Row],
-    finished: Collection[str],
+    known: RunFile,
     preparation: Preparation,
     output: Path,
     *,
@@ -93,19 +92,19 @@ def look_ahead(
     Args:
         cases: to predict.
         rows: of the ledger, for what is not to be predicted.
-        finished: ids of cases that an earlier run finished.
+        known: what earlier runs on that folder finished.
         preparation: how the model cuts them.
         output: where the results go.
         objects: labels for which a DICOM SEG is written.
     """
-    codes = Counter(row.code for row in rows)
+    codes = Counter({(row.case, row.source): row.code for row in rows}.values())  # as the ledger: one row for each
     passed_over = codes.pop(NOT_SELECTED, 0)
     sizes = {case.id: voxels_of(case) for case in cases}
     largest = max(cases, key=lambda case: sizes[case.id], default=None)
     voxels = sum(math.prod(grid.shape) for case in cases if (grid := case.scans[0].grid))
     return Preflight(
         cases=len(cases),
-        finished=sum(case.id in finished for case in cases),
+        finished=sum(isinstance(known.known(case.id), Done) for case in cases),
         refused=dict(codes),
         passed_over=passed_over,
         slices=sum(working_grid(grid, preparation).shape[2] for case in cases if (grid := case.scans[0].grid)),

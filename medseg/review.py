@@ -10,9 +10,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from medseg.facts import LabelFacts, ScanFacts, Seen
 from medseg.io.atomic import write_text
 from medseg.ledger import cell
-from medseg.quality import Flag, score_of
+from medseg.preparation import Preparation
+from medseg.quality import Flag, judge_doubt, judge_mask, judge_scan, score_of
 
 REVIEW = "review.csv"
 
@@ -53,28 +55,71 @@ class Review:
 _REVIEW = TypeAdapter(Review)
 
 
-def write_reviews(folder: Path, reviews: Mapping[str, Review], labels: Sequence[str]) -> None:
-    """Write `review.csv`, the highest score first.
+def judge(
+    scan: ScanFacts | None,
+    labels: Mapping[str, LabelFacts],
+    expected_dice: Mapping[str, float],
+    seen: Seen | None,
+    preparation: Preparation,
+) -> Review:
+    """Put together all that is to be said of a case.
 
     Args:
-        folder: the output folder.
-        reviews: by case id.
-        labels: their names, in order.
-
-    Raises:
-        RunError: RUN-WRITE.
+        scan: as measured; None when it was not.
+        labels: of its mask, by name.
+        expected_dice: by label name, as far as the model tells.
+        seen: by the model in training; None when it does not tell.
+        preparation: how the model takes a scan.
     """
-    titles = ["case", "score", *(f"expected_dice_{name}" for name in labels), *(f"volume_ml_{name}" for name in labels)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([cell(title) for title in (*titles, "flags", "reasons")])
-    for case, review in sorted(reviews.items(), key=lambda item: (-item[1].score, item[0])):
-        numbers = [_number(review.expected_dice.get(name), 3) for name in labels]
-        numbers += [_number(review.volume_ml.get(name), 4) for name in labels]
+    flags = [
+        *judge_doubt(expected_dice),
+        *judge_mask(labels, seen, preparation.plane),
+        *(judge_scan(scan, seen, preparation) if scan and seen else ()),
+    ]
+    heaviest_first = sorted(flags, key=lambda flag: -flag.weight)
+    return Review(tuple(heaviest_first), {name: facts.volume_ml for name, facts in labels.items()}, dict(expected_dice))
+
+
+class Reviews:
+    """The reviews of a batch and their file; current on disk after each.
+
+    Args:
+        path: of the file.
+        labels: their names, in order.
+    """
+
+    def __init__(self, path: Path, labels: Sequence[str]) -> None:
+        self.path = path
+        self._labels = labels
+        self._lines: dict[str, tuple[float, str]] = {}
+
+    def record(self, reviews: Mapping[str, Review]) -> None:
+        """Add or replace the reviews of some cases, and write the file.
+
+        Raises:
+            RunError: RUN-WRITE.
+        """
+        # The lines of thousands of cases are made once, not after every case.
+        self._lines.update({case: (-review.score, self._line(case, review)) for case, review in reviews.items()})
+        worst_first = sorted(self._lines, key=lambda case: (self._lines[case][0], case))
+        write_text(self.path, self._titles() + "".join(self._lines[case][1] for case in worst_first))
+
+    def _titles(self) -> str:
+        dice, volumes = ([f"{what}_{name}" for name in self._labels] for what in ("expected_dice", "volume_ml"))
+        return _csv_line(["case", "score", *dice, *volumes, "flags", "reasons"])
+
+    def _line(self, case: str, review: Review) -> str:
+        dice = [_number(review.expected_dice.get(name), 3) for name in self._labels]
+        volumes = [_number(review.volume_ml.get(name), 4) for name in self._labels]
         flags = "; ".join(flag.code for flag in review.flags)
         reasons = " ".join(str(flag) for flag in review.flags)
-        writer.writerow([cell(case), f"{review.score:.1f}", *numbers, cell(flags), cell(reasons)])
-    write_text(folder / REVIEW, text.getvalue())
+        return _csv_line([case, f"{review.score:.1f}", *dice, *volumes, flags, reasons])
+
+
+def _csv_line(texts: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([cell(value) for value in texts])
+    return text.getvalue()
 
 
 def _number(value: float | None, digits: int) -> str:

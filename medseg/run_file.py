@@ -10,6 +10,7 @@ from typing import Any
 
 from medseg.case_work import Done, Failed
 from medseg.io.atomic import write_text
+from medseg.review import Review
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,14 @@ class RunFile:
     def known(self, case: str) -> Done | Failed | None:
         """Return what is known of a case."""
         return self._known.get(case)
+
+    def review(self, case: str) -> Review | None:
+        """Return what a person should look at in a finished case; None when it is not, or of another version."""
+        known = self._known.get(case)
+        try:
+            return Review.from_dict(known.review) if isinstance(known, Done) else None
+        except ValueError:
+            return None
 
     def remember(self, case: str, known: Done | Failed | None) -> None:
         """Know this of a case from now on; None: nothing."""

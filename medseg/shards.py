@@ -1,7 +1,7 @@
 """A batch in shards: each process takes its share of the cases, all write into one folder, the last joins the records.
 
 A case belongs to a shard by the hash of its id, whatever other cases there are. While it runs, a shard keeps records of
-its own (`cases-2-of-8.csv`, `run-2-of-8.json`); `join` lays them over the folder's `cases.csv` and `run.json`.
+its own (`cases-2-of-8.csv`, `review-2-of-8.csv`, `run-2-of-8.json`); `join` lays them over the folder's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from medseg.io.atomic import remove_partials
 from medseg.io.lock import exclusive, shared
 from medseg.ledger import CASES, Ledger, Row, read_rows
 from medseg.outputs import CLAIMS, claim
+from medseg.review import REVIEW, Reviews
 from medseg.run_file import RUN, RunFile, read_facts
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def join_when_last(output: Path) -> None:
 
 
 def join(output: Path) -> tuple[Ledger, tuple[Shard, ...]]:
-    """Join the records of shards into `cases.csv` and `run.json`, those of killed ones as far as they came.
+    """Join the records of shards into those of the folder, those of killed ones as far as they came.
 
     Returns:
         The ledger, and the shards that have not come to their end.
@@ -146,6 +147,9 @@ def join_parts(output: Path) -> tuple[Ledger, tuple[Shard, ...]]:
         facts = own
     ledger.record(*rows)
     if parts:
+        done = [row.case for row in rows if row.status in ("done", "reused")]
+        reviews = {case: review for case in done if (review := file.review(case))}
+        Reviews(output / REVIEW, list(facts.get("labels", {}).values())).record(reviews)
         file.save(facts | {"shards": shards, "totals": ledger.counts(), "complete": not _open(shards)})
         _forget(output, list(parts))
     return ledger, _open(shards)
@@ -174,5 +178,5 @@ def _forget(output: Path, parts: list[Shard]) -> None:
     """Remove the records that were joined; the names that they claimed stay claimed."""
     claim(output, "predict", [])
     for shard in parts:
-        for name in (shard.named(CASES), shard.named(RUN), f"{CLAIMS}-{shard.name}"):
+        for name in (shard.named(CASES), shard.named(REVIEW), shard.named(RUN), f"{CLAIMS}-{shard.name}"):
             (output / name).unlink(missing_ok=True)

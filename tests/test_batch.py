@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from medseg.case_work import CaseWork, Opened
 from medseg.config import PredictConfig
 from medseg.config.settings import BatchConfig, CleanConfig
 from medseg.errors import RunError, UsageError
+from medseg.facts import label_facts, scan_facts, seen_in
+from medseg.grid import Grid
 from medseg.io.atomic import PARTIAL_PREFIX
 from medseg.io.dicom_seg import read_dicom_seg
 from medseg.io.lock import exclusive
@@ -33,8 +35,10 @@ from medseg.models.model_folder import Model
 from medseg.prediction import Predictor, predict
 from medseg.preparation import Channel, Preparation
 from medseg.scan import find_scans, read
+from medseg.volume import Volume
 from tests.studies import (
     GRID,
+    SHAPE,
     dicom_patient,
     everything,
     kill_after,
@@ -290,7 +294,8 @@ def test_a_full_disk_ends_the_run_and_not_case_after_case(
 def test_where_the_time_went(scans: Path, tmp_path: Path, model: Model) -> None:
     predict_folder([scans], model, tmp_path / "out")
     stages = json.loads((tmp_path / "out" / "run.json").read_text())["seconds_by_stage"]
-    assert set(stages) == {"hash", "read", "measure", "cut", "prepare", "network", "restore", "write"}
+    kinds = {"hash", "read", "measure", "cut", "prepare", "network", "restore", "clean", "judge", "write"}
+    assert set(stages) == kinds
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"finished": 3}', '{"finished": {"p0": {"key": "x"}}}', "\0\xff"])
@@ -479,11 +484,70 @@ def test_one_row_is_written_after_each_case(scans: Path, tmp_path: Path, model: 
     seen = []
 
     def watch(stage: str, done: int, total: int, note: str = "") -> None:
-        with (tmp_path / "out" / "cases.csv").open() as file:
-            seen.append(len(list(csv.DictReader(file))))
+        if done:
+            with (tmp_path / "out" / "cases.csv").open() as file:
+                seen.append(len(list(csv.DictReader(file))))
 
     predict_folder([scans], model, tmp_path / "out", watch=watch)
     assert seen == [1, 2, 3, 4]
+
+
+def reviews(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "review.csv").open(encoding="utf-8", newline="") as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
+
+
+def taught(model: Model, scans: Path) -> Model:
+    """Return the model as if it had been trained on p0: its tumour has 1 piece, and is not at the border."""
+    volume = read(find_scans(scans / "p0.nii.gz")[0])
+    (tumour,) = label_facts(predict(model, volume), 1)
+    seen = seen_in(scan_facts(volume, [""]), {"tumour": replace(tumour, at_border=(False, False, False))})
+    return replace(model, description=model.description.model_copy(update={"trained_on": {"seen": asdict(seen)}}))
+
+
+def test_review_tells_what_to_look_at_first(scans: Path, tmp_path: Path, model: Model) -> None:
+    """p1 is all noise; p2 has voxels of 9 mm where training had 3 mm; p4 is refused and has nothing to look at."""
+    write_volume(scans / "p1.nii.gz", Volume(np.full((1, *SHAPE), 200, np.int16), GRID))
+    thick = Grid(SHAPE, GRID.affine @ np.diag([1, 1, 3, 1.0]))
+    write_volume(scans / "p2.nii.gz", Volume(voxels(0)[0][None], thick))
+    (scans / "p4.nii.gz").write_bytes(b"")
+    told: list[str] = []
+    known = taught(model, scans)
+    predict_folder([scans], known, tmp_path / "out", watch=lambda *news: told.append(news[-1]))
+    found = reviews(tmp_path / "out")
+    assert next(iter(found)) == "p1"
+    assert set(found) == {"p0", "p1", "p2", "p3"}
+    assert found["p1"]["flags"].split("; ") == ["REVIEW-EMPTY", "REVIEW-INTENSITY"]
+    assert found["p2"]["flags"].split("; ") == ["REVIEW-VOLUME", "REVIEW-SPACING", "REVIEW-BORDER", "REVIEW-FIELD"]
+    expected = voxels(0)[1].sum() * 0.003  # voxels of 1 x 1 x 3 mm
+    assert float(found["p0"]["volume_ml_tumour"]) == pytest.approx(expected, rel=1e-3)
+    assert "p1: done, REVIEW-EMPTY, REVIEW-INTENSITY" in told
+    assert not [line for line in told if "does not tell" in line]
+
+    before = (tmp_path / "out" / "review.csv").read_bytes()
+    (tmp_path / "out" / "review.csv").unlink()
+    predict_folder([scans], known, tmp_path / "out")
+    assert (tmp_path / "out" / "review.csv").read_bytes() == before  # re-used cases keep theirs
+
+
+def test_a_model_that_does_not_tell_is_said_once(scans: Path, tmp_path: Path, model: Model) -> None:
+    told: list[str] = []
+    predict_folder([scans], model, tmp_path / "out", watch=lambda *news: told.append(news[-1]))
+    assert sum("does not tell how far its training cases reach" in line for line in told) == 1
+    assert set(reviews(tmp_path / "out")) == {"p0", "p1", "p2", "p3"}
+
+
+def test_what_is_ahead_is_told_before_the_first_scan(scans: Path, tmp_path: Path, model: Model) -> None:
+    (scans / "p4.nii.gz").write_bytes(b"")
+    told: list[str] = []
+    predict_folder([scans], model, tmp_path / "out", watch=lambda *news: told.append(news[-1]))
+    assert told[0].startswith("to predict: 4 cases of 20 slices\nrefused: 1 (1 x NIFTI-READ")
+    (forecast,) = [line for line in told if "at this pace" in line]
+    assert forecast.splitlines()[1].startswith("p0 took ")
+    told.clear()
+    predict_folder([scans], model, tmp_path / "out", watch=lambda *news: told.append(news[-1]))
+    assert "slices, 4 of them finished before: re-used unless something has changed\n" in told[0]
+    assert not [line for line in told if "at this pace" in line]  # what is re-used tells nothing of the network's pace
 
 
 def test_a_case_is_remembered_before_it_is_told(

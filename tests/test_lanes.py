@@ -116,8 +116,8 @@ def stoppable(folder: Path, workers: int) -> Callable[[Callable[..., object]], L
         told = []
 
         def watch(stage: str, done: int, total: int, note: str = "") -> None:
-            told.append(note)
-            if len(told) == 1:
+            told.extend([note] * bool(done))  # before the first case it is told what is ahead
+            if len(told) == 1 and done:
                 after_first()
 
         batch = BatchConfig(workers=workers)

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from medseg.case import Case
+from medseg.case_work import Done, Failed
 from medseg.grid import Grid
 from medseg.ledger import Row
 from medseg.preflight import Forecast, look_ahead, shown
+from medseg.run_file import RunFile
 from tests.cases import scan
 from tests.strategies import affine
 from tests.studies import preparation
 
+UNKNOWN = RunFile(Path("nowhere/run.json"))
 FREE = (4_000_000_000, 10_000_000_000)
 
 
@@ -29,20 +32,30 @@ def left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medseg.preflight.free_disk", lambda folder: FREE[1])
 
 
-def test_sums_from_headers() -> None:
+@pytest.fixture
+def known(tmp_path: Path) -> RunFile:
+    file = RunFile(tmp_path / "run.json")
+    for name in ("p", "other"):
+        file.remember(name, Done("key", "hash", {}))
+    file.remember("q", Failed("key", "RUN-MEMORY", ""))
+    return file
+
+
+def test_sums_from_headers(known: RunFile) -> None:
     rows = [
         Row("a", "", "rejected", "DICOM-GAP"),
         Row("b", "", "rejected", "NIFTI-READ"),
         Row("c", "", "rejected", "DICOM-GAP"),
         Row("d", "", "rejected", "NOT-SELECTED"),
+        Row("c", "", "rejected", "DICOM-GAP"),  # told twice, one row in the ledger
     ]
     cases = [case("p", 40), case("q", 300, channels=2)]
-    found = look_ahead(cases, rows, {"p", "other"}, preparation("sagittal"), Path(), objects=2)
+    found = look_ahead(cases, rows, known, preparation("sagittal"), Path(), objects=2)
     assert found.slices == 340
     # 300 x 100 x 50 voxels in 2 channels of 5 bytes are 15 MB; 340 x 5000 voxels, 1 % and two times an eighth, 0.442 MB
     assert found.largest == ("q", "300x100x50, 2 channels", 15_000_000)
     assert found.disk == 442_000
-    assert found.lines() == [
+    assert found.text().splitlines() == [
         "to predict: 2 cases of 340 slices, 1 of them finished before: re-used unless something has changed",
         "refused: 3 (2 x DICOM-GAP, slices are missing inside the stack; "
         "1 x NIFTI-READ, the file is not readable as NIfTI, or is truncated)",
@@ -54,22 +67,22 @@ def test_sums_from_headers() -> None:
 
 
 def test_the_plane_decides_how_many_slices(tmp_path: Path) -> None:
-    assert look_ahead([case("p", 40)], [], (), preparation("axial"), tmp_path).slices == 50
+    assert look_ahead([case("p", 40)], [], UNKNOWN, preparation("axial"), tmp_path).slices == 50
 
 
 def test_nothing_to_do() -> None:
-    assert look_ahead([], [], (), preparation(), Path()).lines() == ["to predict: 0 cases of 0 slices"]
+    assert look_ahead([], [], UNKNOWN, preparation(), Path()).text().splitlines() == ["to predict: 0 cases of 0 slices"]
 
 
 def test_a_shortage_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medseg.preflight.free_memory", lambda: 700_000)
     monkeypatch.setattr("medseg.preflight.free_disk", lambda folder: 1999)
-    memory, disk = look_ahead([case("p", 40)], [], (), preparation(), Path()).warnings()
+    memory, disk = look_ahead([case("p", 40)], [], UNKNOWN, preparation(), Path()).warnings()
     assert "p may need more memory" in memory
     assert "disk" in disk
     monkeypatch.setattr("medseg.preflight.free_memory", lambda: 1_000_000)
     monkeypatch.setattr("medseg.preflight.free_disk", lambda folder: None)
-    assert look_ahead([case("p", 40)], [], (), preparation(), Path()).warnings() == []
+    assert look_ahead([case("p", 40)], [], UNKNOWN, preparation(), Path()).warnings() == []
 
 
 def test_forecast_by_the_first_case_that_was_computed() -> None:

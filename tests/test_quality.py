@@ -15,7 +15,7 @@ from medseg.codes import CODES
 from medseg.facts import LabelFacts, ScanFacts, joined, seen_in
 from medseg.preparation import Channel, Preparation
 from medseg.quality import KINDS, WEIGHTS, Flag, judge_doubt, judge_mask, judge_scan, score_of
-from medseg.review import REVIEW, Review, write_reviews
+from medseg.review import REVIEW, Review, Reviews
 
 CT = Preparation("axial", (1.0, 1.0), (Channel("image", "window", window=(-100.0, 200.0)),))
 MR = Preparation("axial", (1.0, 1.0), (Channel("image", "percentile"),))
@@ -153,7 +153,9 @@ def test_the_worst_comes_first(tmp_path: Path) -> None:
         "=odd": Review((Flag("REVIEW-EMPTY", "nothing was found"),), {"tumour": 0.0}, {}),
         "unsure": Review((), {"tumour": 3.0}, {"tumour": 0.4}),
     }
-    write_reviews(tmp_path, reviews, ["tumour"])
+    written = Reviews(tmp_path / REVIEW, ["tumour"])
+    written.record({case: reviews[case] for case in ("fine", "=odd")})
+    written.record({"unsure": reviews["unsure"]})
     rows = list(csv.reader(io.StringIO((tmp_path / REVIEW).read_text(encoding="utf-8"))))
     assert rows[0] == ["case", "score", "expected_dice_tumour", "volume_ml_tumour", "flags", "reasons"]
     assert rows[1][:5] == ["'=odd", "10.0", "", "0", "REVIEW-EMPTY"]  # no formula in a spreadsheet

@@ -79,6 +79,7 @@ def test_shards_one_after_the_other_do_what_one_run_does(scans: Path, tmp_path: 
     assert sorted(facts["shards"]) == ["1/3", "2/3", "3/3"]
     assert facts["finished"] == json.loads((whole / "run.json").read_text())["finished"]
     assert masks(out) == masks(whole)
+    assert (out / "review.csv").read_bytes() == (whole / "review.csv").read_bytes()
     assert [row.case for row in read_rows(out / "cases.csv")] == [row.case for row in read_rows(whole / "cases.csv")]
     (scans / "p4.nii.gz").unlink()
     for shard in ("1/2", "2/2", None):  # other shares, and all at once, find everything done
@@ -90,7 +91,7 @@ def test_shards_side_by_side(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with held(out, Shard(1, 2)):
         run(scans, out, "2/2")
-        assert records(out) == [".medseg-outputs-2-of-2", "cases-2-of-2.csv", "run-2-of-2.json"]
+        assert records(out) == [".medseg-outputs-2-of-2", "cases-2-of-2.csv", "review-2-of-2.csv", "run-2-of-2.json"]
         assert not (out / "cases.csv").exists()  # the first is at work: it will join
         for other in ("1/2", None):
             with pytest.raises(RunError) as caught:
