@@ -20,7 +20,7 @@ from monai.transforms.intensity.array import (
     RandGaussianSmooth,
     RandScaleIntensity,
 )
-from monai.transforms.spatial.array import Flip, RandAffine, RandSimulateLowResolution
+from monai.transforms.spatial.array import Flip, Rand2DElastic, RandAffine, RandSimulateLowResolution
 from torch import Tensor
 
 from medseg.config.settings import AugmentConfig
@@ -40,8 +40,15 @@ ZOOM = (0.5, 1.0)
 MIRROR = 0.5
 """Probability of a mirror image, where left and right are alike and the settings leave it open."""
 
-ROTATION_DEG = 20.0
-"""Largest rotation where pixels are square and the settings leave it open: how askew patients lie, and some more."""
+LIGHT = {"mirror_rows": 0.0, "affine": 0.3, "rotation_deg": 20.0, "scaling": 0.2, "elastic": 0.0}
+"""What the settings leave open: how askew patients lie, and some more. Learned from at once, so best for many cases."""
+
+STRONG = {"mirror_rows": 0.5, "affine": 0.8, "rotation_deg": 40.0, "scaling": 0.3, "elastic": 0.3}
+"""For few cases, which a network otherwise learns by heart: it takes longer to learn and gains on unseen patients
+(docs/benchmarks.md)."""
+
+BEND_EVERY, BEND_BY = 1 / 6, (0.013, 0.04)
+"""Elastic bending: distance of the grid's points, and how far they move, as shares of the slice's longer side."""
 
 Random = np.random.RandomState
 
@@ -63,7 +70,7 @@ class Augment:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
         self._mirror = MIRROR if config.mirror is None else config.mirror
-        self._rotation_deg = ROTATION_DEG if config.rotation_deg is None else config.rotation_deg
+        self._open = LIGHT | {name: value for name in LIGHT if (value := getattr(config, name)) is not None}
 
     def __call__(self, images: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Change every slice of a batch in its own way.
@@ -85,12 +92,20 @@ class Augment:
         if rng.random_sample() < self._mirror:
             flip = Flip(1)  # columns: left and right of axial and coronal slices
             image, labels = flip(image), flip(labels[None])[0]
-        if rng.random_sample() < self.config.affine:
+        if self._happens("mirror_rows", rng):
+            flip = Flip(0)
+            image, labels = flip(image), flip(labels[None])[0]
+        if self._happens("elastic", rng):
+            image, labels = self._bend(image, labels, rng)
+        if self._happens("affine", rng):
             image, labels = self._move(image, labels, rng)
         for probability, make in self._intensity_changes():
             if rng.random_sample() < probability:
                 image = make().set_random_state(state=rng)(image)
         return _plain(image), _plain(labels)
+
+    def _happens(self, change: str, rng: Random) -> bool:
+        return bool(rng.random_sample() < self._open[change])
 
     def _intensity_changes(self) -> list[tuple[float, Callable[[], Any]]]:
         """Return probability and maker of each change (MONAI's transforms hold state, so each use has its own)."""
@@ -104,20 +119,37 @@ class Augment:
         ]
 
     def _move(self, image: Tensor, labels: Tensor, rng: Random) -> tuple[Tensor, Tensor]:
-        """Rotate, scale and shift together; the edge pixels go on outside the image, background outside the labels."""
-        largest = self.config.scaling
+        """Rotate, scale and shift together."""
+        largest = self._open["scaling"]
         # MONAI scales the sampling grid: a structure becomes 1 / scale times as large, on each axis by itself.
         scale = (1 / (1 + largest) - 1, 1 / (1 - largest) - 1)
         affine = RandAffine(
             prob=1,
-            rotate_range=math.radians(self._rotation_deg),
+            rotate_range=math.radians(self._open["rotation_deg"]),
             scale_range=(scale, scale),
             translate_range=[SHIFT * size for size in image.shape[-2:]],
         )
-        affine.set_random_state(state=rng)
-        image = affine(image, mode="bilinear", padding_mode="border")
-        moved = affine(labels[None].float(), mode="nearest", padding_mode="zeros", randomize=False)
-        return image, moved[0].to(labels.dtype)
+        return _resampled(affine, image, labels, rng)
+
+    def _bend(self, image: Tensor, labels: Tensor, rng: Random) -> tuple[Tensor, Tensor]:
+        """Move the points of a coarse grid at random and everything between them smoothly along."""
+        side = max(image.shape[-2:])
+        spacing = max(2.0, side * BEND_EVERY)
+        bend = Rand2DElastic((spacing, spacing), (BEND_BY[0] * side, BEND_BY[1] * side), prob=1)
+        return _resampled(bend, image, labels, rng)
+
+
+def _resampled(
+    transform: RandAffine | Rand2DElastic, image: Tensor, labels: Tensor, rng: Random
+) -> tuple[Tensor, Tensor]:
+    """Move image and labels alike; the edge pixels go on outside the image, background outside the labels."""
+    # Seeded twice, not drawn once: MONAI's elastic transform draws its grid anew in every call.
+    seed = int(rng.randint(2**31))
+    transform.set_random_state(seed)
+    image = transform(image, mode="bilinear", padding_mode="border")
+    transform.set_random_state(seed)
+    moved = transform(labels[None].float(), mode="nearest", padding_mode="zeros")
+    return image, moved[0].to(labels.dtype)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from torch import Tensor
 
 from medseg.augment import Augment, fit_patch, random_state
 from medseg.config.settings import AugmentConfig
 
-OFF = {"mirror": 0, "affine": 0, "intensity": 0, "blur": 0, "low_resolution": 0}
-EVERYTHING = AugmentConfig(mirror=0.5, affine=1, intensity=1, blur=1, low_resolution=1)
+OFF = {"mirror": 0, "mirror_rows": 0, "affine": 0, "elastic": 0, "intensity": 0, "blur": 0, "low_resolution": 0}
+EVERYTHING = AugmentConfig(mirror=0.5, mirror_rows=0.5, affine=1, elastic=1, intensity=1, blur=1, low_resolution=1)
 
 
 def only(**switched_on: float) -> Augment:
@@ -131,6 +132,31 @@ def test_the_labels_follow_the_image(key: int) -> None:
     overlap = 2 * (inside & (label > 0)).sum() / (inside.sum() + (label > 0).sum())
     assert overlap > 0.93
     assert not torch.equal(label, (labels[0] > 0).to(torch.uint8))
+
+
+def test_rows_are_turned_upside_down() -> None:
+    images, labels = batch(1)
+    image, label = only(mirror_rows=1).slice(images[0], labels[0], (0,))
+    assert torch.equal(image, images[0].flip(-2))
+    assert torch.equal(label, labels[0].flip(-2))
+
+
+@pytest.mark.parametrize(("size", "alike"), [(20, 0.95), (96, 0.98), (240, 0.99)])  # pixels on the rim fall either way
+def test_bending_is_smooth_and_of_the_slice_s_own_scale(size: int, alike: float) -> None:
+    """A disc stays in one piece of about its size, its rim moves by a few hundredths of the slice, labels go along."""
+    j, i = np.mgrid[:size, :size]
+    disc = np.hypot(i - (size - 1) / 2, j - (size - 1) / 2) < size / 4
+    image, labels = torch.from_numpy(disc.astype(np.float32))[None], torch.from_numpy(disc.astype(np.uint8))
+    moved = 0.0
+    for key in range(12):
+        bent, label = only(elastic=1).slice(image, labels, (key,))
+        found = label.numpy() > 0
+        pieces = np.bincount(ndimage.label(found)[0][found])
+        assert pieces.max() > 0.98 * found.sum()
+        assert 0.7 < found.sum() / disc.sum() < 1.3
+        assert 2 * (found & (bent[0].numpy() > 0.5)).sum() / (found.sum() + (bent[0].numpy() > 0.5).sum()) > alike
+        moved = max(moved, float((found != disc).mean()))
+    assert 0.005 < moved < 0.08
 
 
 def test_sizes_change_within_the_range_asked_for() -> None:

@@ -95,11 +95,21 @@ class AugmentConfig(Settings):
     mirror: float | None = Field(
         None, ge=0, le=1, description="probability of a left-right mirror image; absent: 0.5, or 0 where sides differ"
     )
-    affine: float = Field(0.3, ge=0, le=1, description="probability of rotation, scaling and shift together")
-    rotation_deg: float | None = Field(
-        None, ge=0, le=180, description="largest rotation either way, degrees; absent: 20, or less for oblong pixels"
+    mirror_rows: float | None = Field(
+        None, ge=0, le=1, description="probability of turning rows upside down; absent: 0.5 for one label in few cases"
     )
-    scaling: float = Field(0.2, ge=0, lt=1, description="largest relative change of size either way")
+    affine: float | None = Field(
+        None, ge=0, le=1, description="probability of rotation, scaling and shift together; absent: 0.3, few cases 0.8"
+    )
+    rotation_deg: float | None = Field(
+        None, ge=0, le=180, description="largest rotation either way, degrees; absent: 20, few cases 40, oblong less"
+    )
+    scaling: float | None = Field(
+        None, ge=0, lt=1, description="largest relative change of size either way; absent: 0.2, few cases 0.3"
+    )
+    elastic: float | None = Field(
+        None, ge=0, le=1, description="probability of a smooth bending; absent: 0, few cases 0.3"
+    )
     intensity: float = Field(0.3, ge=0, le=1, description="probability of each of: brightness, contrast (gamma), noise")
     blur: float = Field(0.1, ge=0, le=1, description="probability of a Gaussian blur")
     low_resolution: float = Field(0.1, ge=0, le=1, description="probability of a coarser resolution, enlarged again")

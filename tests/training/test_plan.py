@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from medseg.augment import LIGHT, STRONG
+from medseg.case import Split
 from medseg.check import Examination, examine
 from medseg.config import AugmentConfig, Config, PrepareConfig, load
 from medseg.config.networks import UNetConfig
@@ -19,7 +21,7 @@ from medseg.models import UNet
 from medseg.preparation import working_grid
 from medseg.store import SliceStore
 from medseg.training import cases, train
-from medseg.training.plan import LEFT_OPEN, Plan, fitted_patch, fitted_widths, make_plan
+from medseg.training.plan import LEFT_OPEN, Plan, _upside_down, fitted_patch, fitted_widths, make_plan
 from medseg.training.sides import labels_with_a_side
 from tests.studies import GRID, nifti_study, settings
 
@@ -221,10 +223,26 @@ def test_nothing_is_mirrored_where_sides_differ(study: Path, found: Examination)
 
 def test_oblong_pixels_turn_less(study: Path, found: Examination) -> None:
     plan = make_plan(open_settings(study), found)
-    assert plan.config.augment.rotation_deg == 20
+    assert plan.config.augment.rotation_deg == 40  # a few cases
     plan = make_plan(open_settings(study, prepare=PrepareConfig(plane="coronal")), found)  # 3 mm by 1 mm
-    assert plan.config.augment.rotation_deg == pytest.approx(6.67)
+    assert plan.config.augment.rotation_deg == pytest.approx(13.3)
     assert [(finding.code, finding.where) for finding in plan.warnings] == [("DATA-PLANE", "prepare.plane")]
+
+
+def test_few_cases_are_changed_strongly_and_many_lightly(study: Path, found: Examination) -> None:
+    few = make_plan(open_settings(study), found)
+    assert [getattr(few.config.augment, name) for name in STRONG] == list(STRONG.values())
+    names = [f"{name}-{copy}" for copy in range(20) for name in found.measures]
+    measures = {name: replace(found.measures[name.rsplit("-", 1)[0]], id=name) for name in names}
+    many = replace(found, measures=measures, split=Split(tuple(names), ()))
+    plan = make_plan(open_settings(study), many)
+    assert [getattr(plan.config.augment, name) for name in LIGHT] == list(LIGHT.values())
+    assert "many" in plan.reasons["augment.affine"]
+
+
+def test_several_labels_are_not_turned_upside_down() -> None:
+    assert _upside_down(1, 0.5, "few") == (0.5, "few")
+    assert _upside_down(2, 0.5, "few")[0] == 0
 
 
 @pytest.mark.parametrize(("axis", "where"), [(0, "prepare.spacing_mm"), (2, "prepare.context")])
