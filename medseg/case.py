@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,11 @@ class Case:
     group: str
     scans: tuple[Scan, ...]
     references: tuple[Path | ReferenceFile, ...] = ()
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of all scans, by their headers."""
+        return sum(math.prod(scan.grid.shape) for scan in self.scans if scan.grid is not None)
 
 
 @dataclass(frozen=True)

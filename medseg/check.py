@@ -18,7 +18,9 @@ from medseg.config.settings import Config
 from medseg.dataset import find_cases
 from medseg.errors import InputError, UsageError
 from medseg.fingerprint import CaseMeasure, ChannelMeasure, measure_case
+from medseg.io.workers import call_spread, processes_for
 from medseg.matching import listed
+from medseg.measured import Measured, Measures
 from medseg.progress import Watch, silent
 from medseg.split import fold_cases, split_cases
 
@@ -31,6 +33,12 @@ ODD = 6.0
 
 FEW = 5
 """More outliers than this are no outliers, but a mixture: one finding says so."""
+
+WORKER_S = 1.0
+"""What a process takes to start and to import what reading a scan needs."""
+
+VOXEL_BYTES = 16
+"""That reading a case takes for each voxel, at the most: the stored ones, values, and masks."""
 
 MIN_CASES = 5
 """Fewer cases have no usual value to differ from."""
@@ -83,26 +91,30 @@ def _channel_numbers(channel: ChannelMeasure) -> dict[str, object]:
     return {"modality": channel.modality, "low": channel.low, "high": channel.high, **medians}
 
 
-def examine(config: Config, dataset: Dataset | None = None, watch: Watch = silent) -> Examination:
+def examine(
+    config: Config, dataset: Dataset | None = None, watch: Watch = silent, known: Measures | None = None
+) -> Examination:
     """Read every case once and look at it alone, beside the others, and across the split.
 
     Args:
         config: the configuration.
         dataset: its cases, when they are already found.
         watch: is told of each case.
+        known: measures from an earlier time; what is new is added.
 
     Raises:
         UsageError: as `find_cases`.
+        RunError: RUN-WRITE when measures cannot be kept.
     """
     dataset = find_cases(config) if dataset is None else dataset
     measures: dict[str, CaseMeasure] = {}
     findings: list[Finding] = []
-    for number, case in enumerate(dataset.cases, start=1):
-        try:
-            measures[case.id], remarks = measure_case(case, config)
+    for number, (case, measured) in enumerate(_measured(dataset.cases, config, known), start=1):
+        if isinstance(measured, InputError):
+            findings.append(Finding.from_error(measured, case.id))
+        else:
+            measures[case.id], remarks = measured
             findings.extend([*remarks, *_alone(case, measures[case.id])])
-        except InputError as error:
-            findings.append(Finding.from_error(error, case.id))
         watch("check", number, len(dataset.cases))
     dataset = dataset.without(findings)
     usable = {case.id: measures[case.id] for case in dataset.cases}
@@ -117,6 +129,29 @@ def examine(config: Config, dataset: Dataset | None = None, watch: Watch = silen
         tuple(config.labels),
         tuple(splits) if config.folds else (),
     )
+
+
+def _measured(
+    cases: Sequence[Case], config: Config, known: Measures | None
+) -> Iterator[tuple[Case, Measured | InputError]]:
+    """Yield each case with its measures, or with what is wrong with it; several are read at once when that pays."""
+    found = {case.id: known.find(case, config) for case in cases} if known else {}
+    new = [case for case in cases if not found.get(case.id)]
+    processes = processes_for(len(new), 2, VOXEL_BYTES * max((case.voxels for case in new), default=0))
+    fresh = call_spread(measure_or_reason, [(case, config) for case in new], WORKER_S, processes)
+    for case in cases:
+        measured = found.get(case.id) or next(fresh)
+        if known and not found.get(case.id) and not isinstance(measured, InputError):
+            known.keep(case, config, measured)
+        yield case, measured
+
+
+def measure_or_reason(case: Case, config: Config) -> Measured | InputError:
+    """Read and measure one case: what a process is asked for."""
+    try:
+        return measure_case(case, config)
+    except InputError as error:
+        return error
 
 
 def _remaining(split: Split, ids: set[str]) -> Split:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainSerializer, PlainValidator
 from scipy import ndimage
 
 from medseg.case import Case, Finding
@@ -27,7 +29,17 @@ from medseg.reference import open_reference
 from medseg.scan import Scan, read
 from medseg.volume import UNANNOTATED, Mask, Volume
 
-Sample = NDArray[np.float32]
+
+def _from_text(text: object) -> NDArray[np.float32]:
+    return np.frombuffer(b64decode(str(text), validate=True), dtype="<f4")
+
+
+def _to_text(sample: NDArray[np.float32]) -> str:
+    return b64encode(sample.astype("<f4").tobytes()).decode()
+
+
+Sample = Annotated[NDArray[np.float32], PlainValidator(_from_text), PlainSerializer(_to_text)]
+"""Values; in JSON the base64 of their bytes (`medseg.measured`)."""
 
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 """Start and stop along x, y, z in mm."""

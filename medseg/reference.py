@@ -40,6 +40,15 @@ MAX_OUTSIDE = 0.01
 """A reference on another grid may lose this share of its voxels at the scan's border; more means another place."""
 
 
+READ_BY: dict[str, Any] = {
+    "labels": True,
+    "ignore": True,
+    "unannotated": True,
+    "data": {"resample_references"},
+}
+"""The settings that a reference is read by."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """A reference and what was noticed on reading it.

@@ -7,8 +7,8 @@
         entry.json     shapes, hashes, which slices hold which label; written last: without it there is no entry
 
 The key covers the content of the source files, the preparation, the label settings and the versions. A second run finds
-its entries, and so does another fold or another run with the same preparation. A damaged entry (its hashes say so) is
-made again. Neither names nor contents identify a patient.
+its entries, and so does another fold, or another run beside it, with the same preparation. A damaged entry (its hashes
+say so) is made again. Neither names nor contents identify a patient.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from medseg.case import Case
 from medseg.errors import InputError
 from medseg.grid import Grid
 from medseg.io.atomic import atomic_path, write_text
+from medseg.io.hashes import Hashes
+from medseg.io.workers import call_spread, processes_for
 from medseg.preparation import Preparation, working_grid
 from medseg.prepare import prepare_reference, prepared_blocks
 from medseg.reading import read_case
@@ -41,6 +43,15 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Raised whenever the same inputs would give other slices."""
+
+ARRAYS = ("images.npy", "masks.npy")
+RECORD = "entry.json"
+
+WORKER_S = 6.0
+"""What a process takes to start and to import torch and MONAI."""
+
+VOXEL_BYTES = 16
+"""That preparing a case takes for each voxel, at the most: the stored ones, values, slices and masks."""
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -127,29 +138,41 @@ def build_store(
     read_reference: Callable[[Case, Grid], Mask],
     settings: Mapping[str, Any],
     progress: Callable[[Case], None] | None = None,
+    hashes: Hashes | None = None,
 ) -> SliceStore:
-    """Prepare the slices of all cases, or find them prepared.
+    """Prepare the slices of all cases, or find them prepared: in this store or in one beside it.
+
+    Several cases are prepared at once, by processes of their own, when that pays.
 
     Args:
         cases: with their references.
         folder: of the store; made when absent, shared by any number of runs.
         preparation: of the scans. Its context plays no part: it is added when a slice is read.
-        read_reference: gives a case's mask on the grid of its first scan.
+        read_reference: gives a case's mask on the grid of its first scan; a function of some module, or a partial one.
         settings: plain types: whatever else the reference depends on (the label table, whether masks are resampled).
         progress: called after each case.
+        hashes: remembers those of the files.
 
     Raises:
         InputError: DATA-EMPTY when no case is fit.
         RunError: RUN-WRITE when the disk refuses.
     """
+    hashes = hashes or Hashes()
+    others = stores_beside(folder)
+    found = {case.id: _found(case, folder, others, preparation, settings, hashes) for case in cases}
+    new = [case for case in cases if isinstance(found[case.id], Path)]
+    processes = processes_for(len(new), 2, VOXEL_BYTES * max((case.voxels for case in new), default=0))
+    jobs = [(case, found[case.id], read_reference, preparation) for case in new]
+    made = call_spread(prepare_or_reason, jobs, WORKER_S, processes)
     entries: dict[str, Entry] = {}
     rejected: dict[str, InputError] = {}
     for case in cases:
-        try:
-            entries[case.id] = _find_or_make(case, folder, preparation, read_reference, settings)
-        except InputError as error:
-            rejected[case.id] = error
-            log.warning("%s is left out: %s", case.id, error)
+        entry = next(made) if isinstance(found[case.id], Path) else found[case.id]
+        if isinstance(entry, Entry):
+            entries[case.id] = entry
+        elif isinstance(entry, InputError):
+            rejected[case.id] = entry
+            log.warning("%s is left out: %s", case.id, entry)
         if progress:
             progress(case)
     if not entries:
@@ -157,25 +180,58 @@ def build_store(
     return SliceStore(entries, rejected)
 
 
-def _find_or_make(
+def stores_beside(folder: Path) -> list[Path]:
+    """Return the stores of the runs that lie beside the run of a store: `run-2/prepared` for `run-1/prepared`."""
+    return sorted(other for other in folder.parent.parent.glob(f"*/{folder.name}") if other != folder)
+
+
+def _found(
     case: Case,
     folder: Path,
+    others: Sequence[Path],
     preparation: Preparation,
-    read_reference: Callable[[Case, Grid], Mask],
     settings: Mapping[str, Any],
-) -> Entry:
-    place = folder / _key(case, preparation, settings)
-    found = _find(case.id, place)
-    if found:
-        return found
-    volume = read_case(case.scans)
-    return _make(case.id, place, volume, read_reference(case, volume.grid), preparation)
+    hashes: Hashes,
+) -> Entry | Path | InputError:
+    """Return the entry of a case, the place where it is to be made, or why it cannot be."""
+    try:
+        key = _key(case, preparation, settings, hashes)
+    except InputError as error:
+        return error
+    for place in (folder / key, *(other / key for other in others)):
+        entry = _find(case.id, place, hashes)
+        if entry is not None:
+            return entry if place.parent == folder else _linked(entry, folder / key) or folder / key
+    return folder / key
+
+
+def _linked(entry: Entry, place: Path) -> Entry | None:
+    """Give an entry of another store a second name in this one: it stays when the other is deleted."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name in (*ARRAYS, RECORD):
+            (place / name).unlink(missing_ok=True)
+            (place / name).hardlink_to(entry.folder / name)
+    except OSError:  # another disk, or a file system without links
+        return None
+    return replace(entry, folder=place)
+
+
+def prepare_or_reason(
+    case: Case, place: Path, read_reference: Callable[[Case, Grid], Mask], preparation: Preparation
+) -> Entry | InputError:
+    """Prepare one case: what a process is asked for."""
+    try:
+        volume = read_case(case.scans)
+        return _make(case.id, place, volume, read_reference(case, volume.grid), preparation)
+    except InputError as error:
+        return error
 
 
 # ------------------------------------------------------------------------------------------------------------ the key
 
 
-def _key(case: Case, preparation: Preparation, settings: Mapping[str, Any]) -> str:
+def _key(case: Case, preparation: Preparation, settings: Mapping[str, Any], hashes: Hashes) -> str:
     """Return 32 hex digits that change whenever the case's slices would."""
     references = [item if isinstance(item, Path) else item.path for item in case.references]
     inputs = {
@@ -183,29 +239,20 @@ def _key(case: Case, preparation: Preparation, settings: Mapping[str, Any]) -> s
         "versions": {name: version(name) for name in ("medseg", "monai", "torch")},
         "preparation": replace(preparation, context=0).to_dict(),
         "settings": dict(settings),
-        "scans": [[_content_hash(path) for path in scan.files] for scan in case.scans],
-        "references": [_content_hash(path) for path in references],
+        "scans": [[hashes.of(path) for path in scan.files] for scan in case.scans],
+        "references": [hashes.of(path) for path in references],
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
-
-
-def _content_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror or type(error).__name__}"
-        raise InputError("USAGE-PATH", path.name, problem, "Check that the file is still there.") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- entries
 
 
-def _find(case: str, place: Path) -> Entry | None:
+def _find(case: str, place: Path, hashes: Hashes) -> Entry | None:
     """Return a whole entry, None when there is none or it is damaged."""
     try:
-        record = json.loads((place / "entry.json").read_text(encoding="utf-8"))
-        whole = all(_content_hash(place / name) == record["sha256"][name] for name in ("images.npy", "masks.npy"))
+        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+        whole = all(hashes.of(place / name) == record["sha256"][name] for name in ARRAYS)
         n, m, h, w = (int(size) for size in record["shape"])
         slices = {int(label): tuple(map(int, indices)) for label, indices in record["slices"].items()}
         blank = tuple(map(int, record["blank"]))
@@ -231,7 +278,7 @@ def _make(case: str, place: Path, volume: Volume, reference: Mask, preparation: 
     blank = tuple(int(index) for index in np.flatnonzero((masks == UNANNOTATED).all(axis=(1, 2))))
     named = {str(label): indices for label, indices in slices.items()}
     record = {"shape": shape, "slices": named, "blank": blank, "sha256": hashes}
-    write_text(place / "entry.json", json.dumps(record, indent=1) + "\n")
+    write_text(place / RECORD, json.dumps(record, indent=1) + "\n")
     return Entry(case, place, shape, slices, blank)
 
 
@@ -256,4 +303,4 @@ def _write_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], blocks:
             np.lib.format.write_array_header_2_0(file, header)
             for block in blocks:
                 file.write(np.ascontiguousarray(block, dtype=dtype).data)
-        return _content_hash(partial)
+        return Hashes().of(partial)

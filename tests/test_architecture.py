@@ -30,6 +30,7 @@ ROOMS = [
     ["pairing", "reference"],
     ["dataset", "split"],
     ["fingerprint", "facts"],
+    ["measured"],
     ["check"],
     ["metrics"],
     ["statistics"],

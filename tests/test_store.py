@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def cases(tmp_path: Path) -> list[Case]:
 
 def build(cases: list[Case], folder: Path, reader: Reader | None = None, **changes: object) -> SliceStore:
     given = {"preparation": PREPARATION, "settings": SETTINGS, **changes}
-    return build_store(cases, folder, read_reference=reader or Reader(), **given)  # type: ignore[arg-type]
+    return build_store(cases, folder / "prepared", read_reference=reader or Reader(), **given)  # type: ignore[arg-type]
 
 
 def test_a_slice_is_what_prediction_would_see(cases: list[Case], tmp_path: Path) -> None:
@@ -263,3 +264,56 @@ def test_slices_without_annotation_are_known_and_are_no_foreground(tmp_path: Pat
         assert store["a"].slices == {1: (1, 2)}
         assert store["a"].foreground.tolist() == [False, True, True, False, False]
         assert UNANNOTATED in store["a"].slice(2, 1)[1]
+
+
+def test_an_entry_of_a_run_beside_it_is_taken_over_and_outlives_it(cases: list[Case], tmp_path: Path) -> None:
+    first = build(cases, tmp_path / "run-1")
+    reader = Reader()
+    second = build(cases, tmp_path / "run-2", reader)
+    assert reader.calls == []
+    shutil.rmtree(tmp_path / "run-1")
+    for name in "abc":
+        assert second[name].folder == tmp_path / "run-2" / "prepared" / first[name].folder.name
+        assert second[name].images().shape == first[name].shape
+    assert build(cases, tmp_path / "run-2", reader).entries == second.entries
+    assert reader.calls == []
+
+
+def test_a_damaged_entry_of_a_run_beside_it_is_not(cases: list[Case], tmp_path: Path) -> None:
+    first = build(cases, tmp_path / "run-1")
+    _flip_last_byte(first["b"].folder / "images.npy")
+    reader = Reader()
+    second = build(cases, tmp_path / "run-2", reader)
+    assert reader.calls == ["b"]
+    assert np.array_equal(second["b"].images(), build(cases, tmp_path / "run-3" / "alone")["b"].images())
+
+
+def test_where_files_cannot_be_linked_they_are_prepared_anew(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "another disk")
+
+    build(cases, tmp_path / "run-1")
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    reader = Reader()
+    build(cases, tmp_path / "run-2", reader)
+    assert reader.calls == ["a", "b", "c"]
+
+
+def test_several_processes_prepare_the_same(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vanished = make_case(tmp_path / "scans", "gone", 7)
+    alone = build(cases, tmp_path / "one" / "run")
+    monkeypatch.setattr(store_module, "WORKER_S", 0.0)
+    monkeypatch.setattr(store_module, "processes_for", lambda *_: 2)
+    path = vanished.scans[0].files[0]
+    path.write_bytes(path.read_bytes()[:40])
+    seen: list[str] = []
+    given = [cases[0], vanished, *cases[1:]]
+    store = build(given, tmp_path / "two" / "run", progress=lambda case: seen.append(case.id))
+    assert seen == ["a", "gone", "b", "c"]
+    assert list(store.entries) == ["a", "b", "c"]
+    assert list(store.rejected) == ["gone"]
+    for name in "abc":
+        assert np.array_equal(store[name].images(), alone[name].images())
+        assert np.array_equal(store[name].masks(), alone[name].masks())

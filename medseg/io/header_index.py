@@ -142,7 +142,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _made_by() -> list[object]:
-    return [FORMAT, version("medseg"), version("pydicom")]
+    nouns = [list(names) for names in (WHO, _HEADER, _PIXELS, _FRAME)]  # a new field makes every row too short
+    return [FORMAT, version("medseg"), version("pydicom"), nouns]
 
 
 def _packed(content: Mapping[str, Any]) -> bytes:

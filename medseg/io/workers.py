@@ -16,13 +16,16 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
+
+from medseg.io.free import free_memory
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +161,7 @@ class Worker:
                 stderr=subprocess.DEVNULL,  # codecs print to it what nobody can use
                 pipesize=PIPE_BYTES,
                 start_new_session=self._apart,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes share the cores
             )
             self._owner = os.getpid()
         return self._process
@@ -242,10 +246,43 @@ def _call_or_none(function: Callable[..., Result], *arguments: object) -> Result
         return None
 
 
-def processes_for(jobs: int, each: int) -> int:
-    """How many processes pay for their start (about a second) when each takes at least `each` jobs; 1 to `MOST`."""
+def call_spread(
+    function: Callable[..., Result], jobs: Sequence[tuple[object, ...]], start_s: float, processes: int
+) -> Iterator[Result]:
+    """Call a function for each tuple of arguments, and yield the results in the order of the jobs.
+
+    The calls are made in this process at first, and spread over some when what is left would take much longer than
+    they take to start. A job that brought its process down is done again in this one.
+
+    Args:
+        function: of some module; what it raises ends the work.
+        jobs: its arguments.
+        start_s: what a process takes to start and to import what the function needs.
+        processes: at most.
+    """
+    started = time.perf_counter()
+    for number, job in enumerate(jobs):
+        left_s = (time.perf_counter() - started) / number * (len(jobs) - number) if number else 0.0
+        if processes > 1 and left_s > 4 * start_s:
+            left = jobs[number:]
+            for own, result in zip(left, call_all(function, left, processes), strict=True):
+                yield function(*own) if result is None else result
+            return
+        yield function(*job)
+
+
+def processes_for(jobs: int, each: int, memory: int = 0) -> int:
+    """How many processes pay for their start (about a second) when each takes at least `each` jobs; 1 to `MOST`.
+
+    Args:
+        jobs: to do.
+        each: as above.
+        memory: bytes that a job takes; no more processes than fit into what is free.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, MOST, jobs // each))
+    free = free_memory()
+    room = MOST if free is None or not memory else free // memory
+    return max(1, min(cores, MOST, jobs // each, room))
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from medseg.case import Case, Finding, Split
 from medseg.check import Examination, examine
 from medseg.config import Config
+from medseg.io.hashes import Hashes
+from medseg.measured import Measures
 from medseg.preparation import Preparation
 from medseg.progress import Watch
-from medseg.reference import describe_all, read_reference
-from medseg.store import SliceStore, build_store
+from medseg.reference import READ_BY, describe_all, read_reference
+from medseg.store import SliceStore, build_store, stores_beside
 from medseg.training.plan import Plan, make_plan
-
-READ_BY: dict[str, Any] = {
-    "labels": True,
-    "ignore": True,
-    "unannotated": True,
-    "data": {"resample_references"},
-}
-"""The settings that a reference is read by."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +76,28 @@ def prepare_cases(
         InputError: DATA-EMPTY when no case can be used.
         RunError: RUN-WRITE.
     """
-    found = shared.found if shared else tell(examine(config, watch=watch), config, watch)
+    place = shared.store if shared else output / "prepared"
+    known = remembered(place)
+    found = shared.found if shared else tell(examine(config, watch=watch, known=known), config, watch)
     plan = make_plan(config, found, device, preparation)
     for finding in plan.warnings:
         watch("plan", 1, 1, str(finding))
     training, held_out = _sides(found)
     watch("plan", 1, 1, f"{len(training)} cases to train on, {len(held_out)} to validate")
-    place = shared.store if shared else output / "prepared"
-    store = _stored(training, plan.preparation, config, place, watch)
-    held_out_store = _stored(held_out, plan.preparation, config, place, watch) if held_out else None
+    store = _stored(training, plan.preparation, config, place, known, watch)
+    held_out_store = _stored(held_out, plan.preparation, config, place, known, watch) if held_out else None
+    known.hashes.save()
     left_out = tuple(finding for finding in found.dataset.findings if finding.severity == "error")
     rejected = {**store.rejected, **(held_out_store.rejected if held_out_store else {})}
     left_out += tuple(Finding.from_error(error, case) for case, error in rejected.items())
     return Prepared(plan, tuple(held_out), store, held_out_store, left_out)
+
+
+def remembered(store: Path) -> Measures:
+    """Return what is known of cases and files in a store, or in the stores beside it."""
+    others = stores_beside(store)
+    hashes = Hashes(store / "hashes.json", [other / "hashes.json" for other in others])
+    return Measures(store / "measures", hashes, [other / "measures" for other in others])
 
 
 def tell(found: Examination, config: Config, watch: Watch) -> Examination:
@@ -115,7 +117,9 @@ def _sides(found: Examination) -> tuple[list[Case], list[Case]]:
     return [cases[name] for name in split.train], [cases[name] for name in split.validation]
 
 
-def _stored(cases: Sequence[Case], preparation: Preparation, config: Config, place: Path, watch: Watch) -> SliceStore:
+def _stored(
+    cases: Sequence[Case], preparation: Preparation, config: Config, place: Path, known: Measures, watch: Watch
+) -> SliceStore:
     done = 0
 
     def progress(case: Case) -> None:
@@ -125,7 +129,7 @@ def _stored(cases: Sequence[Case], preparation: Preparation, config: Config, pla
 
     settings = config.model_dump(mode="json", include=READ_BY)
     reader = partial(read_reference, config=config)
-    store = build_store(cases, place, preparation, reader, settings, progress)
+    store = build_store(cases, place, preparation, reader, settings, progress, known.hashes)
     for case, error in store.rejected.items():
         watch("prepare", done, len(cases), f"error: {case} is left out: {error}")
     return store

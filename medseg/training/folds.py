@@ -38,7 +38,7 @@ from medseg.preparation import Preparation
 from medseg.progress import Watch, silent
 from medseg.report import Report
 from medseg.split import folds_text
-from medseg.training.cases import Shared, tell
+from medseg.training.cases import Shared, remembered, tell
 from medseg.training.losses import build_loss
 from medseg.training.plan import Plan, count_out_channels, make_plan
 from medseg.training.run import (
@@ -121,7 +121,8 @@ def train_folds(
         if config.start.model is not None and kept is None:
             start = start_from(config, watch)
             config, kept = start.config, start.preparation
-        found = tell(examine(_with_stored_split(config, output), watch=watch), config, watch)
+        known = remembered(output / "prepared")
+        found = tell(examine(_with_stored_split(config, output), watch=watch, known=known), config, watch)
         plan = make_plan(config, found, choose_device(config.train.device), kept)
         if not (output / CONFIG).is_file():
             _write(plan, found, output)

@@ -12,7 +12,7 @@ import pytest
 
 from medseg.errors import DicomError
 from medseg.io.dicom_headers import read_header
-from medseg.io.workers import MOST, CrashError, Here, LateError, Worker, call, call_all, processes_for
+from medseg.io.workers import MOST, CrashError, Here, LateError, Worker, call, call_all, call_spread, processes_for
 
 
 def test_results_and_errors_come_back(tmp_path: Path) -> None:
@@ -133,6 +133,29 @@ def test_many_jobs_keep_their_order_and_dead_ones_their_place() -> None:
 
 def _dies_at_three(number: int) -> int:
     if number == 3:
+        os.abort()
+    return number
+
+
+def test_work_is_spread_when_that_pays() -> None:
+    jobs = [(n,) for n in range(6)]
+    here = os.getpid()
+    assert set(call_spread(_who, jobs, start_s=60.0, processes=2)) == {here}  # over long before a process would start
+    assert set(call_spread(_who, jobs, start_s=0.0, processes=1)) == {here}
+    spread = list(call_spread(_who, jobs, start_s=0.0, processes=2))
+    assert spread[0] == here  # the first one tells how long they take
+    assert here not in spread[1:]
+    assert list(call_spread(_dies_elsewhere, [(here, n) for n in range(6)], 0.0, 2)) == [0, 1, 2, 3, 4, 5]
+    assert list(call_spread(abs, [], 0.0, 2)) == []
+
+
+def _who(number: int) -> int:
+    time.sleep(0.01)
+    return os.getpid()
+
+
+def _dies_elsewhere(home: int, number: int) -> int:
+    if number == 3 and os.getpid() != home:
         os.abort()
     return number
 

@@ -71,7 +71,7 @@ def test_the_run_folder(whole: FoldsResult) -> None:
         inside = {path.name for path in (whole.folder / f"fold-{number}").iterdir() if not path.name.startswith(".")}
         assert inside >= {"config.yaml", "split.json", "preparation.yaml", "metrics.csv", "model", "validation"}
         assert "prepared" not in inside  # the store is shared
-    assert len(list((whole.folder / "prepared").iterdir())) == 6
+    assert len(list((whole.folder / "prepared").glob("*/entry.json"))) == 6
     assert whole.finished == (1, 2)
     assert "an ensemble of 2" in whole.summary()
 
