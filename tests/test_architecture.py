@@ -51,7 +51,7 @@ ROOMS = [
     ["models.network", "models.blocks"],
     ["models.unet", "models.segnet", "models.deeplab", "models.bisenet"],
     ["models"],
-    ["models.model_folder"],
+    ["models.model_folder", "models.card"],
     ["engines"],
     ["prediction"],
     ["one_case"],

@@ -2,6 +2,7 @@
 
     weights.safetensors                             of a model of one network
     weights-1.safetensors, weights-2.safetensors    of an ensemble: networks of one architecture and one preparation
+    README.md                                       the model card, for people
 
 Loading one never runs code from it: safetensors holds named arrays and nothing else; model.yaml is read by YAML's safe
 loader into the strict settings below.
@@ -34,6 +35,7 @@ from medseg.config.settings import PredictConfig
 from medseg.errors import ModelError, RunError, UsageError, first_line
 from medseg.io.atomic import PARTIAL_PREFIX, atomic_path, write_text
 from medseg.models import Network, build
+from medseg.models.card import card
 from medseg.preparation import Preparation
 from medseg.volume import Labels
 
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.yaml"
+CARD = "README.md"
 LARGEST_DESCRIPTION = 4_000_000
 """Bytes; a description is a few kB."""
 
@@ -67,6 +70,7 @@ class ModelDescription(Settings):
     trained_on: dict[str, Any] = Field(
         {}, description="what the training data looked like; nothing that identifies a patient"
     )
+    recipe: dict[str, Any] = Field({}, description="how it was trained: `section.key` to value")
     scores: dict[str, Any] = Field({}, description="of the validation cases")
     parent: str = Field("", description="hash of the model that training started from; empty for random weights")
     versions: dict[str, str] = Field({}, description="of the packages that trained it")
@@ -131,6 +135,7 @@ def save_model(folder: Path, description: ModelDescription, *members: Mapping[st
             partial / DESCRIPTION,
             yaml.safe_dump(described.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         )
+        write_text(partial / CARD, card(described))
         _swap(partial, folder)
 
 
@@ -152,7 +157,7 @@ def join_models(models: Sequence[Model], folder: Path, **described: Any) -> None
         models: whose networks, labels, preparations and patches are equal; the first one's settings of prediction hold.
         folder: of the ensemble.
         described: fields of its description, such as `scores`. By default it has no scores, since it was not measured,
-            and `trained_on` holds what each model was trained on.
+            `trained_on` holds what each model was trained on, and a recipe when all have the same one.
 
     Raises:
         ModelError: MODEL-DIFFERS, with what differs.
@@ -163,7 +168,10 @@ def join_models(models: Sequence[Model], folder: Path, **described: Any) -> None
         if found := differences(first, model.description):
             problem = f"model {number} differs from the first: {'; '.join(found)}"
             raise ModelError("MODEL-DIFFERS", "join", problem, "Join models of one architecture and one preparation.")
-    told = {"trained_on": {"members": [model.description.trained_on for model in models]}, "scores": {}, **described}
+    recipes = [model.description.recipe for model in models]
+    recipe = recipes[0] if all(other == recipes[0] for other in recipes) else {}
+    trained_on = {"members": [model.description.trained_on for model in models]}
+    told = {"recipe": recipe, "trained_on": trained_on, "scores": {}, **described}
     members = [network.state_dict() for model in models for network in model.networks]
     save_model(folder, first.model_copy(update=told), *members)
 

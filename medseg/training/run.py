@@ -36,7 +36,7 @@ from medseg.training.data import TrainingSlices, VolumeDice
 from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, seed_everything
 from medseg.training.losses import build_loss
 from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels
-from medseg.training.showing import Showing
+from medseg.training.showing import Showing, flat
 from medseg.training.start import Start, start_from
 from medseg.training.trackers import Tracker, require_tensorboard
 from medseg.volume import UNANNOTATED, Labels
@@ -234,6 +234,12 @@ def _changes(given: dict[str, Any], stored: dict[str, Any], prefix: str = "") ->
     return found
 
 
+def _recipe(config: Config) -> dict[str, Any]:
+    """Return how the run learns, without what does not change it."""
+    kept = config.model_dump(mode="json", include={"train": True, "augment": True, "seed": True})
+    return {name: value for name, value in flat(kept).items() if name not in MAY_CHANGE}
+
+
 def _described(plan: Plan) -> ModelDescription:
     config = plan.config
     return ModelDescription(
@@ -245,6 +251,7 @@ def _described(plan: Plan) -> ModelDescription:
         patch=config.train.patch or (1, 1),
         predict=config.predict,
         trained_on=plan.measured.to_dict(),
+        recipe=_recipe(config),
         parent=config.start.hash or "",
     )
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from operator import methodcaller
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from medseg.config import Config
 from medseg.errors import first_line
@@ -48,7 +48,8 @@ class Showing:
 
     def __enter__(self) -> Self:
         """Tell the trackers that the run begins."""
-        settings = {"folder": self._folder.name, **flat(self._config.model_dump(mode="json", exclude={"data"}))}
+        paths: dict[str, Any] = {"data": True, "start": {"model"}}  # nobody else's business
+        settings = {"folder": self._folder.name, **flat(self._config.model_dump(mode="json", exclude=paths))}
         self._tell(methodcaller("start", settings))
         return self
 

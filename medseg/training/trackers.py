@@ -26,8 +26,7 @@ class Tracker(Protocol):
         """Begin.
 
         Args:
-            settings: `section.key` to value, and the name of the run's `folder`; without the section `data`, whose
-                paths are nobody else's business.
+            settings: `section.key` to value, and the name of the run's `folder`; no paths.
         """
 
     def epoch(self, row: Epoch) -> None:

@@ -118,8 +118,8 @@ def test_a_loaded_model_can_be_trained_on_and_moved(folder: Path) -> None:
     torch.optim.SGD(network.parameters(), lr=0.1).step()  # the tensors may be written to
 
 
-def test_the_folder_holds_two_files_and_no_code(folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == ["model.yaml", "weights.safetensors"]
+def test_the_folder_holds_three_files_and_no_code(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.yaml", "weights.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert "python" in yaml.safe_load((folder / "model.yaml").read_text())["versions"]
     assert "!!" not in (folder / "model.yaml").read_text()
@@ -178,7 +178,7 @@ def ensemble(members: list[Path], tmp_path: Path) -> Path:
 
 
 def test_an_ensemble_holds_its_members(ensemble: Path, members: list[Path]) -> None:
-    names = ["model.yaml", *(f"weights-{number}.safetensors" for number in (1, 2, 3))]
+    names = ["README.md", "model.yaml", *(f"weights-{number}.safetensors" for number in (1, 2, 3))]
     assert sorted(path.name for path in ensemble.iterdir()) == names
     model = load_model(ensemble)
     for network, member in zip(model.networks, members, strict=True):
@@ -252,11 +252,11 @@ def test_weights_lie_in_the_folder_under_their_own_names(folder: Path, name: str
 def test_an_ensemble_and_a_single_model_replace_each_other(ensemble: Path, members: list[Path]) -> None:
     single = load_model(members[0])
     save_model(ensemble, single.description, single.networks[0].state_dict())
-    assert sorted(path.name for path in ensemble.iterdir()) == ["model.yaml", "weights.safetensors"]
+    assert sorted(path.name for path in ensemble.iterdir()) == ["README.md", "model.yaml", "weights.safetensors"]
     assert load_model(ensemble).hash == single.hash
     join_models([load_model(member) for member in members], ensemble)
     assert len(load_model(ensemble).networks) == 3
-    assert len(list(ensemble.iterdir())) == 4
+    assert len(list(ensemble.iterdir())) == 5  # three weights, model.yaml and the card
 
 
 # -------------------------------------------------------------------------------------------------------------- damage

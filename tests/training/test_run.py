@@ -80,7 +80,8 @@ def test_the_run_folder(whole: tuple[Config, TrainResult]) -> None:
     names = {path.name for path in result.folder.iterdir() if not path.name.startswith(".")}
     files = {"config.yaml", "preparation.yaml", "metrics.csv", "curves.png"}
     assert names == files | {"model", "overlays", "validation", "checkpoints", "prepared"}
-    assert sorted(path.name for path in (result.folder / "model").iterdir()) == ["model.yaml", "weights.safetensors"]
+    model = sorted(path.name for path in (result.folder / "model").iterdir())
+    assert model == ["README.md", "model.yaml", "weights.safetensors"]
     resolved = load(result.folder / "config.yaml")
     assert resolved.data == config.data
     assert resolved.train.patch is not None
