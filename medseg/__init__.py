@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medseg.batch import predict_folder
-    from medseg.config import Config, load
+    from medseg.config import BatchConfig, Config, load
     from medseg.errors import MedsegError
     from medseg.grid import Grid
     from medseg.io.nifti import write_mask as write
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medseg.volume import Labels, Mask, Volume
 
 _PLACES = {
+    "BatchConfig": ("medseg.config", "BatchConfig"),
     "Config": ("medseg.config", "Config"),
     "Grid": ("medseg.grid", "Grid"),
     "Labels": ("medseg.volume", "Labels"),
@@ -41,6 +42,7 @@ _PLACES = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "BatchConfig",
     "Config",
     "Grid",
     "Labels",

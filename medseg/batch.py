@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -132,12 +132,7 @@ def predict_cases(
         forecast = Forecast(cases, predictor.model.preparation)
         with staging(output, shard.name) as place:
             jobs = [run.job(case, place) for case in cases]
-            count = processes(batch, jobs)
-            if predictor.choice is None:
-                settle(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
-                jobs = [run.job(case, place) for case in cases]  # their keys name the engine
-            outcomes = run_cases(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
-            with closing(outcomes):
+            with closing(_outcomes(jobs, predictor, batch, stopped)) as outcomes:
                 for number, outcome in enumerate(outcomes, start=1):
                     row = run.record(outcome)
                     told = [f"{row.case}: {row.status}{run.remark(row)}"]
@@ -147,6 +142,20 @@ def predict_cases(
     if shard.name:
         join_when_last(output)
     return run.ledger
+
+
+def _outcomes(
+    jobs: Sequence[Job], predictor: Predictor, batch: BatchConfig, stopped: Callable[[], bool]
+) -> Generator[Outcome]:
+    """Predict here or on a cluster."""
+    if batch.cluster:
+        from medseg.cluster import run_on_cluster  # an extra
+
+        return run_on_cluster(jobs, predictor, batch.cluster, timeout_s=batch.timeout_s, stopped=stopped)
+    count = processes(batch, jobs)
+    if predictor.choice is None:
+        settle(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
+    return run_cases(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
 
 
 def processes(batch: BatchConfig, jobs: Sequence[Job]) -> int:
@@ -234,7 +243,6 @@ class _Run:
             predictor.model.preparation,
             predictor.model.labels,
             predictor.model.hash,
-            predictor.identity,
             predictor.rules,
             self.seen,
             names=self.names(case),
@@ -282,7 +290,7 @@ class _Run:
         model = self.predictor.model
         facts: dict[str, Any] = {
             "versions": versions(),
-            "device": str(self.predictor.device),
+            "device": self.batch.cluster or str(self.predictor.device),
             "engine": self.predictor.choice and self.predictor.choice.model_dump(mode="json"),
             "model": model.hash,
             "labels": model.description.labels,

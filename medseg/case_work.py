@@ -76,7 +76,6 @@ class Job:
         preparation: how the model takes them.
         labels: number and name, for DICOM outputs.
         model_hash: for DICOM outputs.
-        identity: of all that decides the mask beside the scan: hash of model, settings and version.
         rules: how each label is cleaned, by its number.
         seen: how far the model's training cases reach; None when it does not tell.
         names: of the files that it gets.
@@ -89,7 +88,6 @@ class Job:
     preparation: Preparation
     labels: Labels
     model_hash: str
-    identity: str
     rules: Mapping[int, CleanConfig]
     seen: Seen | None
     names: Mapping[Format, str]
@@ -139,11 +137,11 @@ class CaseWork:
         self._seen: Counter[int] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
-    def key(self) -> str:
-        """Return the hash of all that decides the mask: the content of the scan's files, model, settings."""
+    def key(self, identity: str) -> str:
+        """Return the hash of all that decides the mask: the content of the scan's files, and the rest, as a hash."""
         with self._timed("hash"):
             content = hash_files([file for scan in self._job.case.scans for file in scan.files])
-            return hashlib.sha256(json.dumps([content, self._job.identity]).encode()).hexdigest()
+            return hashlib.sha256(json.dumps([content, identity]).encode()).hexdigest()
 
     def is_done(self, key: str) -> bool:
         """Tell whether an earlier run did all this, and its files are still the ones that it wrote."""

@@ -129,6 +129,7 @@ CODES: dict[str, str] = {
     "RUN-WRITE": "a file could not be written or did not read back as written",
     "RUN-BUSY": "another process works on the output folder",
     "RUN-CRASH": "an unexpected fault inside medseg",
+    "RUN-CLUSTER": "the cluster cannot be reached, or a worker of it cannot work",
     "RUN-DIED": "the process that worked on the case died, twice; the second time nothing else was under way",
     "RUN-TIMEOUT": "the case took longer than it may",
 }

@@ -24,14 +24,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from medseg.case_work import VOXEL_BYTES, Job, ready
 from medseg.io.workers import CrashError, Here, Worker
-from medseg.one_case import Network, OneCase, Outcome, Promise, Slot
+from medseg.one_case import Network, OneCase, Outcome, Promise, Slot, gave_up
 from medseg.prediction import Predictor
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def run_cases(
             yield outcome
     for job in died:
         for outcome in _side_by_side([job], predictor, 1, timeout_s, stopped):
-            yield _gave_up(outcome) if outcome.status == "died" else outcome
+            yield gave_up(outcome) if outcome.status == "died" else outcome
 
 
 def settle(
@@ -75,21 +74,13 @@ def settle(
     try:
         for job in jobs:
             slot = _loaded(worker) if worker else Here()
-            found = stopped() or OneCase(job, slot, predictor, _at_once(predictor), timeout_s).settle()
+            found = stopped() or OneCase(job, slot, predictor, at_once(predictor), timeout_s).settle()
             slot.release()
             if found:
                 return
     finally:
         if worker:
             worker.close()
-
-
-def _gave_up(outcome: Outcome) -> Outcome:
-    message = (
-        "the process that worked on it died twice, the second time with nothing else under way (RUN-DIED). "
-        "Its files crash a codec, or there is not enough memory for it."
-    )
-    return replace(outcome, status="failed", code="RUN-DIED", message=message)
 
 
 def _side_by_side(
@@ -100,7 +91,7 @@ def _side_by_side(
         for job in jobs:
             if stopped():
                 return
-            yield OneCase(job, slot, predictor, _at_once(predictor), timeout_s).run()
+            yield OneCase(job, slot, predictor, at_once(predictor), timeout_s).run()
             slot.release()
         return
     lanes = _Lanes(jobs, predictor, min(workers, len(jobs)), timeout_s, stopped)
@@ -110,7 +101,7 @@ def _side_by_side(
         lanes.close()
 
 
-def _at_once(predictor: Predictor) -> Network:
+def at_once(predictor: Predictor) -> Network:
     """Return a network that keeps its promises before it makes them."""
 
     def network(images: Tensor) -> Promise:

@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -71,6 +71,22 @@ class Outcome:
     stages: Mapping[str, float] = field(default_factory=dict)
 
 
+DIED = (
+    "the process that worked on it died twice, the second time apart from others (RUN-DIED). "
+    "Its files crash a codec, or there is not enough memory for it"
+)
+
+
+def died(outcome: Outcome) -> Outcome:
+    """Return the outcome of a case that is to be tried once more."""
+    return replace(outcome, status="died")
+
+
+def gave_up(outcome: Outcome) -> Outcome:
+    """Return the outcome of a case that died the second time."""
+    return replace(outcome, status="failed")
+
+
 class OneCase:
     """The way of one case.
 
@@ -103,7 +119,7 @@ class OneCase:
         except (LateError, TimeoutError):
             return self._failed("RUN-TIMEOUT", f"not finished after {self._timeout_s:.0f} s; --timeout sets the limit")
         except CrashError:
-            return self._ended("died")
+            return died(self._failed("RUN-DIED", DIED))
         except Exception as error:
             if is_out_of_memory(error):
                 grid = self._job.case.scans[0].grid
@@ -126,7 +142,7 @@ class OneCase:
 
     def _done(self) -> Outcome:
         self._slot.hold(CaseWork, self._job, patience_s=self._patience())
-        self._key = self._ask("key")
+        self._key = self._ask("key", self._predictor.identity)
         if self._ask("is_done", self._key):
             return self._ended("reused", remember=self._job.known)
         known = self._job.known

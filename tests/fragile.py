@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 from medseg.case_work import CaseWork, Opened
@@ -17,9 +18,13 @@ class Fragile(CaseWork):
             time.sleep(0.5)
         if "hang" in name:
             time.sleep(600)
-        if "die" in name or ("once" in name and not mark.exists()):
+        if "die" in name or ("b-once" in name and not mark.exists()):
             mark.touch()
             os.abort()
+        if "killer" in name and ("once" not in name or not mark.exists()):
+            mark.touch()
+            os.kill(os.getppid(), signal.SIGKILL)  # the process that asked: a worker of a cluster
+            time.sleep(600)
         if "memory" in name:
             raise MemoryError
         return super().open()

@@ -56,6 +56,8 @@ ROOMS = [
     ["prediction"],
     ["one_case"],
     ["lanes"],
+    ["cluster_worker"],
+    ["cluster"],
     ["batch"],
     ["training"],
     ["demo", "doctor"],

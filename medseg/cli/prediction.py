@@ -35,6 +35,7 @@ def predict(
     timeout: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1e6))] = None,
     retry_failed: bool = False,
     shard: str | None = None,
+    cluster: str | None = None,
 ) -> int:
     """Segment every scan below the paths; masks lie on each scan's own grid.
 
@@ -53,6 +54,7 @@ def predict(
         timeout: seconds that a case may take; 3600 by default.
         retry_failed: try cases again that failed in an earlier run.
         shard: i/n, such as 1/8: the i-th of n shares of the cases; the others run elsewhere, into the same folder.
+        cluster: address of a Dask scheduler, tcp://host:8786; its workers see the same folders (extra: dask).
     """
     scans = given(paths)
     from medseg.batch import predict_folder
@@ -65,7 +67,8 @@ def predict(
     if clean is not None:
         changes["clean"] = cleaning(clean, loaded.labels)
     settings = type(loaded.description.predict).model_validate(loaded.description.predict.model_dump() | changes)
-    wishes = {"workers": workers, "timeout_s": timeout, "retry_failed": retry_failed, "shard": shard}
+    wishes: dict[str, object] = {"workers": workers, "timeout_s": timeout, "retry_failed": retry_failed, "shard": shard}
+    wishes |= {"cluster": cluster}
     batch = batch_settings({key: value for key, value in wishes.items() if value is not None})
     ledger = predict_folder(scans, loaded, output, config=settings, formats=format, batch=batch, watch=screen)
     return close_batch(ledger, output)

@@ -3,6 +3,7 @@
 from medseg.config.load import load, parse
 from medseg.config.settings import (
     AugmentConfig,
+    BatchConfig,
     ChannelConfig,
     Config,
     DataConfig,
@@ -13,6 +14,7 @@ from medseg.config.settings import (
 
 __all__ = [
     "AugmentConfig",
+    "BatchConfig",
     "ChannelConfig",
     "Config",
     "DataConfig",

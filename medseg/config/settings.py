@@ -195,6 +195,7 @@ class BatchConfig(Settings):
     )
     timeout_s: float = Field(3600, gt=0, le=1e6, description="longest time for a case, seconds")
     retry_failed: bool = Field(False, description="try cases again that failed in an earlier run")
+    cluster: str | None = Field(None, description="address of a Dask scheduler, tcp://host:8786 (extra: dask)")
     shard: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")] | None = Field(
         None, description="i/n: the i-th of n shares of the cases, others in other processes or on other machines"
     )
