@@ -32,6 +32,7 @@ model:
   widths: [16, 32, 64, 128]
   norm: instance
   activation: leaky_relu
+augment: {mirror_rows: 0, affine: 0.3, rotation_deg: 20, scaling: 0.2, elastic: 0}  # light: few epochs
 train:
   epochs: 12
   batch_size: 8

@@ -1,4 +1,4 @@
-# ruff: noqa: SIM112  a program that prints; nnU-Net spells its variables so
+# ruff: noqa: SIM112  nnU-Net spells its variables so
 """nnU-Net's 2-D configuration within a number of CPU seconds: the same cases, the same split, masks as NIfTI.
 
 Runs in an environment of its own that has `nnunetv2` (the planning is nnU-Net's, untouched):
