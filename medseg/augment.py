@@ -44,8 +44,7 @@ LIGHT = {"mirror_rows": 0.0, "affine": 0.3, "rotation_deg": 20.0, "scaling": 0.2
 """What the settings leave open: how askew patients lie, and some more. Learned from at once, so best for many cases."""
 
 STRONG = {"mirror_rows": 0.5, "affine": 0.8, "rotation_deg": 40.0, "scaling": 0.3, "elastic": 0.3}
-"""For few cases, which a network otherwise learns by heart: it takes longer to learn and gains on unseen patients
-(docs/benchmarks.md)."""
+"""For few cases, which a network otherwise learns by heart; it takes longer to learn (docs/benchmarks.md)."""
 
 BEND_EVERY, BEND_BY = 1 / 6, (0.013, 0.04)
 """Elastic bending: distance of the grid's points, and how far they move, as shares of the slice's longer side."""

@@ -62,8 +62,8 @@ SMALLEST_MAP = 4
 more padding than image (nnU-Net's limit too, Isensee 2021)."""
 
 FEW_CASES = 50
-"""Below, slices are changed strongly: with 21 patients that gained 0.05 Dice on 20 unseen ones, with 60 and more of
-another set it only slowed learning down (docs/benchmarks.md)."""
+"""Below, slices are changed strongly: twenty patients are soon learned by heart, while with many cases strong changes
+only slow learning down. The border itself is a judgement (docs/benchmarks.md, "Augmentation")."""
 
 OBLONG = 1.25
 """From this ratio of its sides on a pixel counts as oblong: 20 degrees then tilt a shape in mm by 5 more or less."""
