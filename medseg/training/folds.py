@@ -204,10 +204,10 @@ def _split_of(folder: Path) -> Split | None:
 def _is_finished(folder: Path, split: Split) -> bool:
     """Whether a fold has a whole model that knows its scores, and was trained on this very split."""
     try:
-        whole = bool(load_model(folder).description.scores) and (folder / "validation" / "report.json").is_file()
+        scored = bool(load_model(folder).description.scores)
     except UsageError:  # no model yet, or a damaged one
         return False
-    return whole and _split_of(folder) == split
+    return scored and (folder / "validation" / "masks" / "cases.csv").is_file() and _split_of(folder) == split
 
 
 def _of_fold(watch: Watch, number: int, count: int) -> Watch:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +20,22 @@ from medseg.config import Config, load
 from medseg.config.load import dump
 from medseg.errors import MedsegError
 from medseg.models.model_folder import load_model
-from medseg.training import FoldsResult, folds, loop, train
+from medseg.training import FoldsResult, folds, loop, showing, train
 from tests.studies import everything, kill_after, nifti_case, nifti_study, settings, stored_labels, voxels
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
 
 def folded(study: Path, count: int = 2, epochs: int = 2) -> Config:
-    return settings(study, epochs=epochs, steps_per_epoch=1).model_copy(update={"folds": count})
+    return settings(study, epochs=epochs, steps_per_epoch=1, overlays=0).model_copy(update={"folds": count})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_curves() -> Iterator[None]:
+    """Leave out the picture of the curves, half of a tiny run's time, which has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(showing, "write_curves", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +152,7 @@ def test_a_second_run_is_refused_without_resume(whole: FoldsResult, study: Path)
     assert everything(whole.folder) == before
     assert "folds was 2, now 3" in str(refused(folded(study, 3), whole.folder, resume=True))
     assert "folds was 2, now None" in str(
-        refused(settings(study, epochs=2, steps_per_epoch=1), whole.folder, resume=True)
+        refused(settings(study, epochs=2, steps_per_epoch=1, overlays=0), whole.folder, resume=True)
     )
 
 
@@ -167,10 +176,10 @@ def test_what_is_finished_is_not_trained_again(
 @FORK
 def test_killed_at_any_moment_it_ends_as_an_unbroken_run(study: Path, tmp_path: Path, whole: FoldsResult) -> None:
     config, folder = folded(study), tmp_path / "run"
-    chance, killed, seconds = random.Random(1), 0, 0.3
+    chance, killed, seconds = random.Random(1), 0, 0.5
     while kill_after(partial(train, config, folder, resume=True), seconds):
         killed += 1
-        seconds += chance.random()  # so that it comes to its end
+        seconds += 3 * chance.random()  # so that it comes to its end
     assert killed
     train(config, folder, resume=True)
     assert equal(folder, whole.folder)
@@ -178,37 +187,24 @@ def test_killed_at_any_moment_it_ends_as_an_unbroken_run(study: Path, tmp_path: 
         assert np.array_equal(stored_labels(path), stored_labels(folder / "validation" / "masks" / path.name))
 
 
-def test_cases_that_come_later_change_no_fold(study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cases_that_come_later_change_no_fold_and_a_changed_split_is_refused(
+    study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(study, tmp_path / "study")
-    config = folded(tmp_path / "study", epochs=1)
-    train(config, tmp_path / "run", fold=1)
-    kept = (tmp_path / "run" / "preparation.yaml").read_text()
+    config, run = folded(tmp_path / "study", epochs=1), tmp_path / "run"
+    train(config, run, fold=1)
+    kept, split = (run / "preparation.yaml").read_text(), (run / "split.json").read_text()
+    one, two = json.loads(split)["folds"]
+    (run / "split.json").write_text(json.dumps({"folds": [two, one]}))
+    error = refused(config, run, resume=True, fold=1)
+    assert (error.code, "split.json" in str(error)) == ("RUN-RESUME", True)
+    (run / "split.json").write_text(split)
     nifti_case(tmp_path / "study", "p9", 9)
-    result = train(config, tmp_path / "run", resume=True)
+    result = train(config, run, resume=True)
     assert result.report is not None
     assert [case.case for case in result.report.cases] == [f"p{n}" for n in range(6)]
     assert "p9" in caplog.text
-    assert (tmp_path / "run" / "fold-2" / "preparation.yaml").read_text() == kept
-
-
-def test_a_changed_split_is_refused_for_what_has_begun(study: Path, tmp_path: Path) -> None:
-    config = folded(study, epochs=1)
-    train(config, tmp_path / "run", fold=2)
-    path = tmp_path / "run" / "split.json"
-    one, two = json.loads(path.read_text())["folds"]
-    path.write_text(json.dumps({"folds": [two, one]}))
-    error = refused(config, tmp_path / "run", resume=True, fold=2)
-    assert (error.code, "split.json" in str(error)) == ("RUN-RESUME", True)
-
-
-def test_a_split_file_gives_the_folds(study: Path, tmp_path: Path) -> None:
-    split = tmp_path / "mine.json"
-    split.write_text(json.dumps({"folds": [["p0", "p5"], ["p1", "p2", "p3", "p4"]]}))
-    config = folded(study, epochs=1)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
-    train(config, tmp_path / "run", fold=1)
-    assert json.loads((tmp_path / "run" / "split.json").read_text())["folds"][0] == ["p0", "p5"]
-    assert json.loads((tmp_path / "run" / "fold-1" / "split.json").read_text())["validation"] == ["p0", "p5"]
+    assert (run / "fold-2" / "preparation.yaml").read_text() == kept
 
 
 # --------------------------------------------------------------------------------------------------- one fold elsewhere
@@ -254,19 +250,23 @@ def test_folds_that_there_are_not(study: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_the_command(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "study.yaml"
-    path.write_text(dump(settings(study, epochs=1, steps_per_epoch=1)), encoding="utf-8")
-    run = ["train", str(path), "folds=2", "-o", str(tmp_path / "run")]
+def test_the_command_with_folds_of_one_s_own(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, split = tmp_path / "study.yaml", tmp_path / "mine.json"
+    path.write_text(dump(settings(study, epochs=1, steps_per_epoch=1, overlays=0)), encoding="utf-8")
+    split.write_text(json.dumps({"folds": [["p0", "p5"], ["p1", "p2", "p3", "p4"]]}))
+    words = [str(path), "folds=2", f"data.split={split}"]
+    run = ["train", *words, "-o", str(tmp_path / "run")]
     assert command([*run, "--fold", "1"]) == 0
     assert "finished: 1 of 2 folds; still to train: 2" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "split.json").read_text())["folds"][0] == ["p0", "p5"]
+    assert json.loads((tmp_path / "run" / "fold-1" / "split.json").read_text())["validation"] == ["p0", "p5"]
     assert command([*run, "--resume"]) == 0
     out = capsys.readouterr().out
     assert "fold 1/2: finished before" in out
     assert "out of fold:" in out
-    assert command(["check", str(path), "folds=2"]) == 0
-    assert "6 cases can be used in 2 folds of 3 to 3" in capsys.readouterr().out
-    assert command(["plan", str(path), "folds=2"]) == 0
+    assert command(["check", *words]) == 0
+    assert "6 cases can be used in 2 folds of 2 to 4" in capsys.readouterr().out
+    assert command(["plan", *words]) == 0
     assert "6 cases in 2 folds" in capsys.readouterr().out
 
 

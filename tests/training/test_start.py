@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,19 @@ from medseg.config.settings import ChannelConfig, StartConfig
 from medseg.errors import MedsegError
 from medseg.io.nifti import read_volume, write_volume
 from medseg.models.model_folder import join_models, load_model
-from medseg.training import FoldsResult, TrainResult, train
+from medseg.training import FoldsResult, showing, train
 from medseg.volume import Volume
 from tests.studies import kill_after, nifti_study, settings
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_curves() -> Iterator[None]:
+    """Leave out the picture of the curves, half of a tiny run's time, which has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(showing, "write_curves", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +50,13 @@ def parent(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         volume = read_volume(path)
         write_volume(path, Volume((3 * volume.voxels).astype(np.int16), volume.grid))
     settled = PrepareConfig(normalise="window")  # measured on those scans
-    train(settings(folder / "study", epochs=2, prepare=settled), folder / "run")
+    train(settings(folder / "study", epochs=1, overlays=0, prepare=settled), folder / "run")
     return folder / "run"
 
 
 def starting(study: Path, parent: Path, **changes: Any) -> Config:
     """The settings of a run that starts from the parent and hardly moves."""
-    slow = {"epochs": 2, "steps_per_epoch": 1, "learning_rate": 1e-9, **changes}
+    slow = {"epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-9, "overlays": 0, **changes}
     return settings(study, **slow).model_copy(update={"start": StartConfig(model=parent)})
 
 
@@ -76,10 +85,13 @@ def test_weights_and_preparation_are_those_of_the_parent(study: Path, parent: Pa
     assert load_model(parent).description.parent == ""
 
 
-def test_it_learns_on_from_there(study: Path, parent: Path, tmp_path: Path) -> None:
-    result = train(starting(study, parent, learning_rate=0.02), tmp_path / "run")
-    assert isinstance(result, TrainResult)
-    assert any(not torch.equal(value, state(parent)[name]) for name, value in state(tmp_path / "run").items())
+def test_another_model_in_its_place_is_not_taken(study: Path, parent: Path, tmp_path: Path) -> None:
+    shutil.copytree(parent / "model", tmp_path / "earlier")
+    begun = starting(study, tmp_path / "earlier")
+    hashed = StartConfig(model=tmp_path / "earlier", hash="0123456789abcdef")  # as in a run's own configuration
+    error = refused(begun.model_copy(update={"start": hashed}), tmp_path / "run")
+    assert error.code == "RUN-RESUME"
+    assert "start.hash is 0123456789abcdef" in str(error)
 
 
 def test_new_scans_may_be_selected_otherwise(study: Path, parent: Path, tmp_path: Path) -> None:
@@ -143,35 +155,22 @@ def test_killed_it_ends_as_an_unbroken_run_also_when_the_parent_is_gone(
     study: Path, parent: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(parent / "model", tmp_path / "earlier")
-    config = starting(study, tmp_path / "earlier", epochs=6, learning_rate=0.02, average=0.9)
+    config = starting(study, tmp_path / "earlier", epochs=4, learning_rate=0.02, average=0.9)
     train(config, tmp_path / "whole")
-    seconds = 0.2
+    assert any(not torch.allclose(value, state(parent)[name]) for name, value in state(tmp_path / "whole").items())
+    seconds = 0.5
     while not (tmp_path / "run" / "checkpoints" / "last.pt").is_file():  # killed before the first epoch's end too
         kill_after(partial(train, config, tmp_path / "run", resume=True), seconds)
-        seconds += 0.4
+        seconds += 1
     shutil.rmtree(tmp_path / "earlier")
     train(config, tmp_path / "run", resume=True)
     for name, value in state(tmp_path / "run").items():
         assert torch.equal(value, state(tmp_path / "whole")[name])
 
 
-def test_another_model_in_its_place_is_not_taken(study: Path, parent: Path, tmp_path: Path) -> None:
-    shutil.copytree(parent / "model", tmp_path / "earlier")
-    config = starting(study, tmp_path / "earlier")
-    train(config, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    text = (tmp_path / "earlier" / "model.yaml").read_text(encoding="utf-8")
-    (tmp_path / "earlier" / "model.yaml").write_text(text.replace("cases: 3", "cases: 4"), encoding="utf-8")
-    error = refused(config, tmp_path / "run", resume=True)
-    assert error.code == "RUN-RESUME"
-    assert "start.hash" in str(error)
-    other = config.model_copy(update={"start": StartConfig(model=parent)})
-    assert "start.model was" in str(refused(other, tmp_path / "run", resume=True))
-
-
 def test_folds_start_from_it_too(study: Path, parent: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    config = starting(study, parent, epochs=1).model_copy(update={"folds": 2})
+    config = starting(study, parent).model_copy(update={"folds": 2})
     result = train(config, tmp_path / "run", watch=lambda s, d, t, note="": told.append(note))
     assert isinstance(result, FoldsResult)
     model = load_model(tmp_path / "run")
