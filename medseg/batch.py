@@ -82,12 +82,11 @@ def predict_folder(
         KeyboardInterrupt: after Ctrl-C; what is finished is recorded.
     """
     inventory = outside(take_inventory(list(paths)), paths, output)
-    selection = select_cases(inventory, [channel.select for channel in model.preparation.channels], list(paths))
-    rows = [*rejected_rows(inventory), *_passed_over(inventory, selection)]
+    cases, rows = choose_cases(inventory, model, paths)
     predictor = Predictor(model, config)
     shard = Shard.parse(batch.shard if batch else None)
     ahead = look_ahead(
-        [case for case in selection.cases if shard.has(case.id)],
+        [case for case in cases if shard.has(case.id)],
         [row for row in rows if shard.has(row.case)],
         RunFile(output / RUN),
         model.preparation,
@@ -97,7 +96,7 @@ def predict_folder(
     watch("predict", 0, ahead.cases, ahead.text())
     for line in ahead.warnings():
         log.warning("%s", line)
-    return predict_cases(selection.cases, predictor, output, rows=rows, formats=formats, batch=batch, watch=watch)
+    return predict_cases(cases, predictor, output, rows=rows, formats=formats, batch=batch, watch=watch)
 
 
 def predict_cases(
@@ -106,6 +105,7 @@ def predict_cases(
     output: Path,
     *,
     rows: Sequence[Row] = (),
+    kept: Sequence[Row] = (),
     formats: Sequence[Format] = ("nifti",),
     batch: BatchConfig | None = None,
     watch: Watch = silent,
@@ -116,7 +116,8 @@ def predict_cases(
         cases: to predict.
         predictor: the model on its device.
         output: the output folder.
-        rows: of the ledger, for what is not to be predicted.
+        rows: of the ledger, for what is not to be predicted; masks of an earlier run are set aside.
+        kept: rows of earlier runs that hold, with their masks.
         formats: what to write.
         batch: how many at once, how long each may take.
         watch: is told of each case.
@@ -126,7 +127,7 @@ def predict_cases(
     cases = [case for case in cases if shard.has(case.id)]
     with held(output, shard), stopping() as stopped:
         run = _Run(cases, predictor, output, tuple(dict.fromkeys(("nifti", *formats))), batch)
-        run.begin([row for row in rows if shard.has(row.case)])
+        run.begin([row for row in rows if shard.has(row.case)], kept)
         if run.seen is None:
             watch("predict", 0, len(cases), NOT_TOLD)
         forecast = Forecast(cases, predictor.model.preparation)
@@ -168,6 +169,21 @@ def processes(batch: BatchConfig, jobs: Sequence[Job]) -> int:
     return min(cores, MOST)
 
 
+def choose_cases(inventory: Inventory, model: Model, roots: Sequence[Path]) -> tuple[tuple[Case, ...], list[Row]]:
+    """Choose what a model takes.
+
+    Args:
+        inventory: what was found.
+        model: says by its channels what it takes.
+        roots: the files and folders that were given.
+
+    Returns:
+        The cases, and the rows of all that is not to be predicted.
+    """
+    selection = select_cases(inventory, [channel.select for channel in model.preparation.channels], list(roots))
+    return selection.cases, [*rejected_rows(inventory), *_passed_over(inventory, selection)]
+
+
 def _passed_over(inventory: Inventory, selection: Dataset) -> list[Row]:
     """Return the rows of scans that the model does not take, and of cases that could not be put together."""
     scans = {scan.case_id: scan for scan in inventory.scans}
@@ -206,7 +222,7 @@ class _Run:
         self.seen = seen_by(predictor.model.description.trained_on)
         self.reviews = Reviews(output / self.shard.named(REVIEW), [name for _, name in predictor.model.labels])
 
-    def begin(self, rows: Sequence[Row]) -> None:
+    def begin(self, rows: Sequence[Row], kept: Sequence[Row]) -> None:
         """Claim the folder, clear what a killed run left, and write down what is known before the first case."""
         records = [name for file in (CASES, REVIEW, RUN) for name in (file, self.shard.named(file))] + ["labels.json"]
         masks = [name for case in self.cases for name in self.names(case).values()]
@@ -218,10 +234,10 @@ class _Run:
         elif parts_of(self.output):
             join_parts(self.output)
             self.file = RunFile(self.output / RUN)
-        self.ledger.record(*(self._set_aside(row) for row in rows))
+        self.ledger.record(*kept, *(self._set_aside(row) for row in rows))
         labels = {str(number): name for number, name in self.predictor.model.labels}
         write_text(self.output / "labels.json", json.dumps(labels, indent=1, ensure_ascii=False))
-        self.reviews.record({})
+        self.reviews.record({row.case: review for row in kept if (review := self.file.review(row.case))})
 
     def _adopt_engine(self) -> None:
         """Take the engine that an earlier run on this folder chose; its masks were made by it."""

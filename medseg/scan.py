@@ -126,11 +126,12 @@ class Inventory:
     skipped: tuple[Skipped, ...]
 
 
-def take_inventory(paths: Sequence[Path]) -> Inventory:
+def take_inventory(paths: Sequence[Path], *, lasting_ids: bool = False) -> Inventory:
     """List every scan and reference below some files and folders; only headers are read.
 
     Args:
         paths: files and folders, searched to any depth; links are followed, each folder once.
+        lasting_ids: case ids that stay as they are when other scans come; longer ones.
 
     Raises:
         UsageError: USAGE-PATH when a path does not exist.
@@ -140,7 +141,7 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     headers, junk = _read_headers([found for found in files if not is_nifti(found.path)])
     volumes, left_over = _plan_series([header for header, _ in headers])
     places = {header.path: found for header, found in headers}
-    scans = _named(volumes, niftis, places)
+    scans = _named(volumes, niftis, places, lasting_ids)
     references = [_reference(header) for header, _ in headers if header.kind in ("rtstruct", "dicom-seg")]
     objects = [Skipped(h.path, "SKIP-OBJECT", h.reason) for h, _ in headers if h.kind == "object"]
     damaged = [Skipped(h.path, "SKIP-DAMAGED", h.reason) for h in left_over]
@@ -271,11 +272,13 @@ def _reference(header: Header) -> ReferenceFile:
 # ---- scans with their ids ------------------------------------------------------------------------------------------
 
 
-def _named(volumes: Sequence[SeriesVolume], niftis: Sequence[Found], places: dict[Path, Found]) -> list[Scan]:
+def _named(
+    volumes: Sequence[SeriesVolume], niftis: Sequence[Found], places: dict[Path, Found], lasting_ids: bool
+) -> list[Scan]:
     """Make scans of everything found, with ids that are unique in the whole inventory."""
     volumes = sorted(volumes, key=lambda v: (v.headers[0].series_number or 0, v.headers[0].series_uid, _first(v)))
     spots = [Place.series_of([places[p] for p in sorted(h.path for h in v.headers)], v) for v in volumes]
-    ids = assign_ids(spots + [Place.nifti(found) for found in niftis])
+    ids = assign_ids(spots + [Place.nifti(found) for found in niftis], lasting_ids)
     dicom = [_dicom_scan(case_id, volume) for case_id, volume in zip(ids, volumes, strict=False)]
     return dicom + [_nifti_scan(i, found.path) for i, found in zip(ids[len(volumes) :], niftis, strict=True)]
 

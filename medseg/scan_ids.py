@@ -64,10 +64,15 @@ def _folder(found: Found) -> Parts:
     return (_root(found).name or "scan", *found.parts)
 
 
-def assign_ids(places: Sequence[Place]) -> list[str]:
-    """Give each place its id, in the order of `places`; ids differ in more than the case of letters."""
+def assign_ids(places: Sequence[Place], lasting: bool = False) -> list[str]:
+    """Give each place its id, in the order of `places`; ids differ in more than the case of letters.
+
+    Args:
+        places: of the scans.
+        lasting: an id depends on its own place alone, but for clashes: it stays when other scans come.
+    """
     holders = _holders(places)
-    names = _ordinals([_name(place, holders) for place in places])
+    names = _ordinals([_lasting_name(place) if lasting else _name(place, holders) for place in places])
     if len({place.root for place in places}) > 1:
         names = _distinct(names, [place.components[0] + "_" for place in places], before=True)
     names = _distinct(names, ["-" + _tag(place, whole=False) for place in places])
@@ -97,6 +102,16 @@ def _name(place: Place, holders: Holders) -> tuple[str, object]:
             return safe_name("_".join(parts[1:length] or parts[:1])), (place.root, parts)
     ending = "" if place.number is None else f"-s{place.number}"
     return safe_name("_".join(parts[1:] or parts[:1]) + ending), (place.root, parts)
+
+
+def _lasting_name(place: Place) -> tuple[str, object]:
+    """The whole way of folders; for a series its number too, and what tells it from others that may come there."""
+    name = "_".join(place.components[1:] or place.components[:1])
+    if place.series is not None:
+        number = "" if place.number is None else f"-s{place.number}"
+        tag = hashlib.sha256(place.series.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        name = f"{name}{number}-{tag}"
+    return safe_name(name), (place.root, place.components, place.series)
 
 
 def _ordinals(names: Sequence[tuple[str, object]]) -> list[str]:

@@ -59,6 +59,7 @@ ROOMS = [
     ["cluster_worker"],
     ["cluster"],
     ["batch"],
+    ["arrivals"],
     ["training"],
     ["demo", "doctor"],
     ["cli"],

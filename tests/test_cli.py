@@ -24,7 +24,20 @@ from medseg.ledger import read_rows
 from tests import cases, phantoms
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = ("demo", "scan", "convert", "check", "plan", "train", "join", "predict", "evaluate", "compare", "doctor")
+COMMANDS = (
+    "demo",
+    "scan",
+    "convert",
+    "check",
+    "plan",
+    "train",
+    "join",
+    "predict",
+    "watch",
+    "evaluate",
+    "compare",
+    "doctor",
+)
 LIGHT = ("train.epochs=1", "train.batch_size=4", "model.widths=[4, 8]", "train.precision=fp32", "data.validation=0.3")
 
 
@@ -321,6 +334,16 @@ def test_predict_then_evaluate_then_compare(run: Run, study: Path, tmp_path: Pat
     assert out.startswith("tumour: on 4 cases of 4 patients the mean Dice was ")
     assert {path.name for path in (tmp_path / "compared").iterdir()} == {"compare.html", "compare.json", "compare.csv"}
     assert run("compare", report)[0] == 2
+
+
+def test_watch_once_predicts_what_is_there(run: Run, study: Path, tmp_path: Path) -> None:
+    words = ("watch", study / "images", "--model", study / "run", "-o", tmp_path / "masks", "--once", "--quiet", "0")
+    code, out, _ = run(*words, "--precision", "fp32", "--workers", "0")
+    assert (code, out.splitlines()[-1]) == (0, f"4 done; ledger: {tmp_path / 'masks' / 'cases.csv'}")
+    (tmp_path / "empty").mkdir()
+    code, out, _ = run("watch", tmp_path / "empty", *words[2:4], "-o", tmp_path / "none", *words[6:])
+    assert (code, out) == (0, "nothing new that is complete\n")
+    assert run("watch", tmp_path / "absent", *words[2:])[0] == 2
 
 
 def test_joined_models_predict_as_one(run: Run, study: Path, tmp_path: Path) -> None:

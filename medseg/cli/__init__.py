@@ -30,6 +30,7 @@ from medseg.cli.terminal import (
     told,
 )
 from medseg.cli.training import demo, join, train
+from medseg.cli.watching import watch
 from medseg.errors import MedsegError, UsageError
 
 app = App(
@@ -41,7 +42,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # `_run` has something to say about it
 )
 
-COMMANDS = (demo, scan, convert, check, plan, train, join, predict, merge, evaluate, compare, doctor)
+COMMANDS = (demo, scan, convert, check, plan, train, join, predict, watch, merge, evaluate, compare, doctor)
 for command in COMMANDS:
     app.command(command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,8 +14,8 @@ from medseg.cli.terminal import SOME_REJECTED, Output, Positive, close_batch, er
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from medseg.config.settings import BatchConfig, CleanConfig
-    from medseg.volume import Labels
+    from medseg.config.settings import BatchConfig, CleanConfig, PredictConfig
+    from medseg.models.model_folder import ModelDescription
 
 Format = Literal["nifti", "dicom-seg", "rtstruct"]
 Formats = Annotated[tuple[Format, ...], Parameter(consume_multiple=True, show_default=False)]
@@ -63,15 +64,20 @@ def predict(
     loaded = load_model(model)
     asked: dict[str, object] = {"batch_size": batch_size, "device": device, "engine": engine}
     asked |= {"precision": precision, "mirror": mirror}
-    changes = {key: value for key, value in asked.items() if value is not None}
-    if clean is not None:
-        changes["clean"] = cleaning(clean, loaded.labels)
-    settings = type(loaded.description.predict).model_validate(loaded.description.predict.model_dump() | changes)
+    settings = prediction_settings(loaded.description, asked, clean)
     wishes: dict[str, object] = {"workers": workers, "timeout_s": timeout, "retry_failed": retry_failed, "shard": shard}
     wishes |= {"cluster": cluster}
     batch = batch_settings({key: value for key, value in wishes.items() if value is not None})
     ledger = predict_folder(scans, loaded, output, config=settings, formats=format, batch=batch, watch=screen)
     return close_batch(ledger, output)
+
+
+def prediction_settings(description: ModelDescription, asked: Mapping[str, object], clean: str | None) -> PredictConfig:
+    """Return the model's own settings of prediction, changed by the options that were given."""
+    changes = {key: value for key, value in asked.items() if value is not None}
+    if clean is not None:
+        changes["clean"] = cleaning(clean, description.labels)
+    return type(description.predict).model_validate(description.predict.model_dump() | changes)
 
 
 def batch_settings(wishes: dict[str, object]) -> BatchConfig:
@@ -108,9 +114,9 @@ def merge(output: Path) -> int:
     return code if code or not unfinished else SOME_REJECTED
 
 
-def cleaning(text: str, labels: Labels) -> dict[str, CleanConfig]:
+def cleaning(text: str, labels: dict[int, str]) -> dict[str, CleanConfig]:
     """Read `--clean`, with the checks and the messages of a configuration for these labels."""
     from medseg.config import parse
 
-    known = json.dumps({"labels": {name: number for number, name in labels}})
+    known = json.dumps({"labels": {name: number for number, name in labels.items()}})
     return parse(known, "--clean", [f"predict.clean={text}"]).predict.clean
