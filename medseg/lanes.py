@@ -107,7 +107,7 @@ def at_once(predictor: Predictor) -> Network:
     def network(images: Tensor) -> Promise:
         promise: Promise = Future()
         start = time.perf_counter()
-        promise.set_result((predictor.logits(images), time.perf_counter() - start))
+        promise.set_result((predictor.outputs(images), time.perf_counter() - start))
         return promise
 
     return network
@@ -129,7 +129,7 @@ class SharedNetwork:
         self._thread.start()
 
     def __call__(self, images: Tensor) -> Promise:
-        """Promise the logits of slices `(n, c, h, w)`."""
+        """Promise the outputs of slices `(n, c, h, w)`."""
         future: Promise = Future()
         with self._news:
             if self._closed:
@@ -153,15 +153,15 @@ class SharedNetwork:
             start = time.perf_counter()
             try:
                 images = [images for images, _ in batch]
-                logits = self._predictor.logits(images[0] if len(images) == 1 else torch.cat(images))
-                parts = torch.split(logits, [len(images) for images, _ in batch])
+                outputs = self._predictor.outputs(images[0] if len(images) == 1 else torch.cat(images))
+                sizes = [len(images) for images, _ in batch]
             except BaseException as error:  # noqa: BLE001  it belongs to those who wait
                 for _, future in batch:
                     future.set_exception(error)
                 continue
-            each = (time.perf_counter() - start) / len(logits)
-            for (_, future), part in zip(batch, parts, strict=True):
-                future.set_result((part, each * len(part)))
+            each = (time.perf_counter() - start) / sum(sizes)
+            for (_, future), part, size in zip(batch, outputs.split(sizes), sizes, strict=True):
+                future.set_result((part, each * size))
 
     def _next_batch(self) -> list[tuple[Tensor, Promise]]:
         """Wait for a block, and take with it those of its size that have waited too; nothing when closed."""

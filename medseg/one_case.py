@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.agreement import Tally
 from medseg.case_work import CaseWork, Done, Failed, Job, Opened
 from medseg.devices import is_out_of_memory
 from medseg.errors import InputError, MedsegError, first_line
 from medseg.io.workers import CrashError, LateError
-from medseg.prediction import Predictor
+from medseg.prediction import Outputs, Predictor
 from medseg.prepare import cut_blocks, restore_block
 from medseg.slices import pad_to
 
@@ -28,8 +29,8 @@ log = logging.getLogger(__name__)
 AHEAD = 2
 """Blocks of a case under way beside the one being prepared: one in the network, one waiting for it."""
 
-Promise = Future[tuple[Tensor, float]]
-"""Of the logits of some slices, and the seconds that the network spent on them."""
+Promise = Future[tuple[Outputs, float]]
+"""Of the outputs of some slices, and the seconds that the network spent on them."""
 
 Network = Callable[[Tensor], Promise]
 """Takes slices `(n, c, h, w)`."""
@@ -106,6 +107,7 @@ class OneCase:
         self._start = time.perf_counter()
         self._timeout_s = timeout_s
         self._key = ""
+        self._tally = Tally()
         self._stages: defaultdict[str, float] = defaultdict(float)
 
     def run(self) -> Outcome:
@@ -173,10 +175,12 @@ class OneCase:
                 return
             if block is None or len(waiting) > AHEAD:
                 start, (rows, columns), future = waiting.popleft()
-                logits, seconds = future.result(timeout=self._patience())
+                outputs, seconds = future.result(timeout=self._patience())
                 self._stages["network"] += seconds
                 with self._timed("restore"):
-                    labels = restore_block(logits[..., rows, columns], opened.grid, preparation)
+                    inside = outputs.cropped(rows, columns)
+                    self._tally.add(inside.logits, inside.votes)
+                    labels = restore_block(inside.logits, opened.grid, preparation)
                 yield start, labels
 
     def _cut(self, axis: int, start: int, stop: int) -> NDArray[np.generic]:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.agreement import Agreement, Tally
 from medseg.config.settings import PredictConfig
 from medseg.devices import choose_device, is_out_of_memory
 from medseg.engines import Choice, Compute, choose, offered, start
@@ -24,7 +26,7 @@ from medseg.intensity import Statistics, measure
 from medseg.models.model_folder import Model
 from medseg.postprocess import clean, rules_for
 from medseg.preparation import working_grid
-from medseg.prepare import Cut, assemble, cut_slices, prepared_blocks, restore_block
+from medseg.prepare import Cut, assemble, cut_slices, labels_of, prepared_blocks, restore_block
 from medseg.slices import pad_to
 from medseg.volume import Mask, Volume
 
@@ -32,6 +34,46 @@ log = logging.getLogger(__name__)
 
 PROOF_SLICES = 16
 """Slices that an engine is proved on: enough to cross what a scan shows, seconds of work, and a bounded memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What the networks say of some slices.
+
+    Attributes:
+        logits: `(n, classes, h, w)` float32, of all networks and mirrored views together.
+        votes: `(n, votes, h, w)` uint8, the label numbers of each network and view alone; no votes when there is one.
+    """
+
+    logits: Tensor
+    votes: Tensor
+
+    def cropped(self, rows: slice, columns: slice) -> Outputs:
+        """Return a part of every slice."""
+        return Outputs(self.logits[..., rows, columns], self.votes[..., rows, columns])
+
+    def split(self, sizes: Sequence[int]) -> list[Outputs]:
+        """Return so many slices each."""
+        parts = zip(self.logits.split(list(sizes)), self.votes.split(list(sizes)), strict=True)
+        return [Outputs(logits, votes) for logits, votes in parts]
+
+    @staticmethod
+    def join(parts: Sequence[Outputs]) -> Outputs:
+        """Return all slices together."""
+        return Outputs(torch.cat([part.logits for part in parts]), torch.cat([part.votes for part in parts]))
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What is predicted for a volume.
+
+    Attributes:
+        mask: on the volume's own grid.
+        agreement: estimates of its Dice, of before it was cleaned.
+    """
+
+    mask: Mask
+    agreement: Agreement
 
 
 class Predictor:
@@ -98,14 +140,14 @@ class Predictor:
         decided = [self.model.hash, self.config.mirror, engine, cleaning, version("medseg")]
         return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
-    def predict(self, volume: Volume) -> Mask:
+    def predict(self, volume: Volume) -> Prediction:
         """Segment one volume.
 
         Args:
             volume: channels in the order of `model.preparation.channels`.
 
         Returns:
-            Label numbers on the volume's own grid. Memory beyond voxels and mask is that of one block of slices.
+            The mask with estimates of its Dice. Memory beyond voxels and mask is that of one block of slices.
 
         Raises:
             InputError: MODEL-INPUT when the volume is of another modality than the model takes.
@@ -114,7 +156,9 @@ class Predictor:
         self.check(volume.modality)
         if self.choice is None:
             self.settle(volume.cut, volume.grid, measure(volume, self.model.preparation))
-        return clean(assemble(volume.grid, self.model.preparation, self._blocks(volume)), self.rules)
+        tally = Tally()
+        mask = assemble(volume.grid, self.model.preparation, self._blocks(volume, tally))
+        return Prediction(clean(mask, self.rules), tally.agreement())
 
     def check(self, modality: str) -> None:
         """Refuse volumes of another modality than the model takes; an empty one is unknown, and taken.
@@ -127,12 +171,14 @@ class Predictor:
             problem = f"a {modality} volume, the model takes {wanted}"
             raise InputError("MODEL-INPUT", "", problem, "Give the scans that the model was trained for.")
 
-    def _blocks(self, volume: Volume) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _blocks(self, volume: Volume, tally: Tally) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for block in prepared_blocks(volume, self.model.preparation, block=self.config.batch_size):
-            yield block.start, restore_block(self.logits(block.images), volume.grid, self.model.preparation)
+            outputs = self.outputs(block.images)
+            tally.add(outputs.logits, outputs.votes)
+            yield block.start, restore_block(outputs.logits, volume.grid, self.model.preparation)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Return float32 logits `(n, classes, h, w)` of slices `(n, c, h, w)`; smaller batches when memory is short.
+    def outputs(self, images: Tensor) -> Outputs:
+        """Run the networks on slices `(n, c, h, w)`; on fewer at a time when memory is short.
 
         Without an engine yet, the last one offered is taken, which needs no proof.
         """
@@ -143,7 +189,7 @@ class Predictor:
         size = len(images)
         while True:
             try:
-                return torch.cat([self._forward(part) for part in torch.split(images, size)])
+                return Outputs.join([self._forward(part) for part in torch.split(images, size)])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -154,7 +200,7 @@ class Predictor:
                 log.warning("out of memory on %s: going on with %d slices at a time", self.device, size)
 
     @torch.inference_mode()
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, images: Tensor) -> Outputs:
         """Run the networks; a slice's logits do not depend on the others, nor on how many there are.
 
         Measured for all networks on a CPU, to the last bit, from two slices on. A lone one takes other kernels, hence
@@ -162,7 +208,7 @@ class Predictor:
         """
         if len(images) == 1:
             try:
-                return self._forward(images.expand(2, -1, -1, -1))[:1]
+                return self._forward(images.expand(2, -1, -1, -1)).split([1, 1])[0]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -174,7 +220,10 @@ class Predictor:
         outputs = [compute(x) for compute in self._computes]
         if mirror:
             outputs += [compute(x.flip(-1)).flip(-1) for compute in self._computes]
-        return mean_logits(outputs)[..., rows, columns]
+        votes = [labels_of(each) for each in outputs] if len(outputs) > 1 else []
+        logits = mean_logits(outputs)
+        ballots = torch.stack(votes, 1) if votes else logits.new_empty((len(x), 0, *x.shape[2:]), dtype=torch.uint8)
+        return Outputs(logits, ballots).cropped(rows, columns)
 
 
 def mean_logits(outputs: Sequence[Tensor]) -> Tensor:
@@ -202,4 +251,4 @@ def predict(model: Model, volume: Volume, config: PredictConfig | None = None) -
         InputError: MODEL-INPUT for a volume of another modality.
         RunError: RUN-DEVICE or RUN-MEMORY.
     """
-    return Predictor(model, config).predict(volume)
+    return Predictor(model, config).predict(volume).mask

@@ -263,10 +263,14 @@ def restore_block(logits: Tensor, grid: Grid, preparation: Preparation) -> NDArr
         `(n, rows, columns)` uint8, axes in working order, on the scan's own spacing: what `assemble` takes.
     """
     shape = grid.reordered(grid.order_to(preparation.codes)).shape
-    own = _resized(logits.float(), shape[:2])
+    return labels_of(_resized(logits.float(), shape[:2])).cpu().numpy()
+
+
+def labels_of(logits: Tensor) -> Tensor:
+    """Return the label numbers `(n, h, w)` uint8 of logits `(n, classes, h, w)`; one class is a sigmoid's."""
     # `max` gives the same indices as `argmax`, thirty times faster on a CPU (1.7 against 48 ms for 2 x 512 x 512).
-    labels = own[:, 0] > 0 if own.shape[1] == 1 else own.max(1).indices
-    return labels.to(torch.uint8).cpu().numpy()
+    labels = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.max(1).indices
+    return labels.to(torch.uint8)
 
 
 def _resized(stack: Tensor, size: tuple[int, int]) -> Tensor:

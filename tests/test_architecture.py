@@ -52,7 +52,7 @@ ROOMS = [
     ["models.unet", "models.segnet", "models.deeplab", "models.bisenet"],
     ["models"],
     ["models.model_folder", "models.card"],
-    ["engines"],
+    ["engines", "agreement"],
     ["prediction"],
     ["one_case"],
     ["lanes"],

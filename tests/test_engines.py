@@ -98,7 +98,7 @@ def test_a_known_mask_on_every_engine(name: str, binary: bool) -> None:
     volume = random_volume(GRID)
     config = PredictConfig.model_validate({"engine": name, "precision": "fp32", "mirror": True, "batch_size": 3})
     predictor = Predictor(threshold_model(30.5, binary=binary), config)
-    assert np.array_equal(predictor.predict(volume).labels, volume.voxels[0] > 30)
+    assert np.array_equal(predictor.predict(volume).mask.labels, volume.voxels[0] > 30)
     assert predictor.choice is not None
     assert predictor.choice.engine.name == name
     assert predictor.choice.proofs[0].dice == (1.0,)

@@ -24,7 +24,7 @@ from medseg.io.atomic import PARTIAL_PREFIX
 from medseg.ledger import Ledger
 from medseg.models import build
 from medseg.models.model_folder import Model
-from medseg.prediction import Predictor
+from medseg.prediction import Outputs, Predictor
 from tests.fragile import Fragile
 from tests.studies import AFFINE, nifti_case, threshold_model
 
@@ -150,10 +150,10 @@ def test_blocks_that_wait_together_share_a_batch() -> None:
     sizes, gate = [], threading.Event()
 
     class Slow(Predictor):
-        def logits(self, images: torch.Tensor) -> torch.Tensor:
+        def outputs(self, images: torch.Tensor) -> Outputs:
             gate.wait(30)
             sizes.append(len(images))
-            return images[:, :1] * 2
+            return Outputs(images[:, :1] * 2, images[:, :2].byte())
 
     network = lanes.SharedNetwork(Slow(threshold_model(400), PredictConfig(batch_size=6, device="cpu")))
     blocks = [
@@ -163,7 +163,9 @@ def test_blocks_that_wait_together_share_a_batch() -> None:
     gate.set()
     wait(promises, timeout=30)
     for block, promise in zip(blocks, promises, strict=True):
-        assert torch.equal(promise.result()[0], block[:, :1] * 2)
+        outputs, _ = promise.result()
+        assert torch.equal(outputs.logits, block[:, :1] * 2)
+        assert torch.equal(outputs.votes, block[:, :2].byte())
     assert sum(sizes) == 11
     assert max(sizes) <= 6
     assert len(sizes) < 5
@@ -174,7 +176,7 @@ def test_blocks_that_wait_together_share_a_batch() -> None:
 
 def test_a_fault_of_the_network_reaches_those_who_wait() -> None:
     class Broken(Predictor):
-        def logits(self, images: torch.Tensor) -> torch.Tensor:
+        def outputs(self, images: torch.Tensor) -> Outputs:
             raise ZeroDivisionError
 
     network = lanes.SharedNetwork(Broken(threshold_model(400)))

@@ -235,10 +235,10 @@ def test_bf16_is_close_to_fp32() -> None:
     volume = random_volume(isotropic("RAS", (32, 32, 3)))
     exact, short = (Predictor(model, config(precision=name)) for name in ("fp32", "bf16"))
     assert [p.predict(volume) and p.choice and p.choice.engine.precision for p in (exact, short)] == ["fp32", "bf16"]
-    agree = (exact.predict(volume).labels == short.predict(volume).labels).mean()
+    agree = (exact.predict(volume).mask.labels == short.predict(volume).mask.labels).mean()
     assert agree > 0.95  # noise around a threshold is the worst case; 8 bits of mantissa
     images = torch.randn(2, 3, 16, 16)
-    assert short.logits(images).dtype == torch.float32
+    assert short.outputs(images).logits.dtype == torch.float32
 
 
 def test_predicting_leaves_scan_and_network_as_they_were() -> None:
@@ -290,7 +290,7 @@ def test_short_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, most: in
     predictor = Predictor(threshold_model(30), config(batch_size=8))
     volume = random_volume(isotropic("RAS", (6, 5, 19)))
     asked = greedy(monkeypatch, most, error)
-    assert np.array_equal(predictor.predict(volume).labels, volume.voxels[0] > 30)
+    assert np.array_equal(predictor.predict(volume).mask.labels, volume.voxels[0] > 30)
     assert asked[0] == 8
     assert max(size for size in asked if size <= most) > most // 2 or most == 7
 
