@@ -154,7 +154,7 @@ class OneCase:
         self._predictor.check(opened.modality)
         for start, labels in self._labels(opened):
             self._ask("put", start, labels)
-        digest, review = self._ask("finish", {})
+        digest, review = self._ask("finish", self._tally.agreement().by_name(self._job.labels))
         self._stages.update(self._ask("seconds"))  # of other kinds: the slot's
         return self._ended("done", remember=Done(self._key, digest, review.to_dict()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from medseg.ledger import Ledger
 from medseg.models import build
 from medseg.models.model_folder import Model
 from medseg.prediction import Outputs, Predictor
+from medseg.scan import find_scans, read
 from tests.fragile import Fragile
 from tests.studies import AFFINE, nifti_case, threshold_model
 
@@ -137,6 +140,25 @@ def test_sigterm_drops_what_is_in_hand(tmp_path: Path, monkeypatch: pytest.Monke
     assert "hang.nii.gz" not in masks(tmp_path / "out")
     assert leftovers(tmp_path / "out") == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
+
+
+def test_the_expected_dice_is_that_of_the_volume_alone(tmp_path: Path) -> None:
+    """Whatever was padded, shared a batch, or was done by a process: the review says what the predictor says."""
+    plain = random_model()
+    model = replace(plain, description=plain.description.model_copy(update={"patch": (64, 64)}))
+    config = PredictConfig(engine="torch", precision="fp32", device="cpu", batch_size=4)
+    sizes = {"p0": 5, "p1": 3, "p2": 6}
+    for number, (name, slices) in enumerate(sizes.items()):
+        nifti_case(tmp_path, name, number, Grid((20, 24, slices), AFFINE))
+    predict_folder([tmp_path / "scans"], model, tmp_path / "out", config=config, batch=TWO)
+    with (tmp_path / "out" / "review.csv").open(encoding="utf-8", newline="") as file:
+        found = {row["case"]: float(row["expected_dice_tumour"]) for row in csv.DictReader(file)}
+    predictor = Predictor(model, config)
+    wanted = {
+        scan.case_id: predictor.predict(read(scan)).agreement.expected[1] for scan in find_scans(tmp_path / "scans")
+    }
+    assert found == pytest.approx(wanted, abs=0.001)  # three digits
+    assert len(set(found.values())) == 3
 
 
 def test_without_an_interpreter_the_work_is_done_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
