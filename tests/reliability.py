@@ -174,7 +174,8 @@ LIMITS = """
 
 `python tests/benchmarks/mutants.py` flips signs and transposes in a copy of the code, one at a time: the frames LPS and
 RAS, rows and columns, the order of slices, array order, byte and bit order, quaternions, and the places of mosaic
-tiles, SEG frames and contours.
+tiles, SEG frames and contours. 66 of the 67 were caught when they were first tried; the one that was not, a mirrored x
+in what SEG and RTSTRUCT share, was hidden by tests whose series came from our own writer. All 67 are caught now.
 """
 
 

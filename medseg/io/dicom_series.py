@@ -304,9 +304,9 @@ def _volume_notes(series: _Series, frames: Sequence[Frame]) -> list[Note]:
 
 def _count_notes(series: _Series, headers: Sequence[Header], frames: Sequence[Frame]) -> list[Note]:
     """What counts and numbers in the headers say of missing slices, where the geometry shows none."""
-    acquisition = dict(frames[0].marks).get("acquisition number")
+    acquisitions = {dict(frame.marks).get("acquisition number") for frame in frames}
     everything = [frame for header in series.by_path.values() for frame in header.frames]
-    acquired = sum(dict(frame.marks).get("acquisition number") == acquisition for frame in everything)
+    acquired = sum(dict(frame.marks).get("acquisition number") in acquisitions for frame in everything)
     for claimed, there in ((max(h.count for h in headers), acquired), (max(h.slices for h in headers), len(frames))):
         if claimed > there:
             return [("DICOM-COUNT", f"the header counts {claimed} images, {there} are here: some may be missing")]

@@ -207,7 +207,7 @@ def main() -> None:
             path.write_text(whole, encoding="utf-8")
             survived += told == "SURVIVED"
             print(f"{file}: {before}  ->  {after}: {told}", flush=True)
-    print(f"{survived} of {len(MUTANTS)} survived")
+    print(f"{survived} of {sum(wanted in mutant[0] for mutant in MUTANTS)} survived")
 
 
 if __name__ == "__main__":

@@ -875,6 +875,11 @@ ROWS: list[tuple[str, Make, str]] = [
     ("half the stack has another echo", change_some(range(10, 20), EchoTime="4.6"), "!DICOM-MIXED"),
     ("acquisition number counts the slices", each(lambda d, n: put(AcquisitionNumber=n + 1)(d, n)), "ok"),
     (
+        "acquisition number counts the slices, all are here",
+        each(lambda d, n: put(AcquisitionNumber=n + 1, ImagesInAcquisition=SLICES)(d, n)),
+        "ok",
+    ),
+    (
         "two slices of another patient",
         change_some(range(7, 9), PatientID="ID-4712", PatientName="Roe^Max"),
         "!DICOM-PATIENT",

@@ -15,7 +15,9 @@ from medseg.errors import MaskError
 from medseg.grid import AxisOrder, Grid
 from medseg.io.dicom_objects import read_source
 from medseg.io.dicom_seg import read_dicom_seg, read_segments, segment_numbers, write_dicom_seg
+from medseg.scan import find_scans
 from medseg.volume import Labels, Mask
+from tests import phantoms
 from tests.io import objects
 
 LABELS = Labels({2: "tumour", 5: "Ödem"})
@@ -70,6 +72,27 @@ def test_round_trip_is_bit_exact(tmp_path, name):
     assert list(back) == ["tumour", "Ödem"]
     assert (back["tumour"] == (mask.labels == 2)).all()
     assert (back["Ödem"] == (mask.labels == 5)).all()
+
+
+@pytest.mark.parametrize("orientation", [phantoms.AXIAL, phantoms.SAGITTAL, phantoms.oblique((12, -17, 23))])
+def test_segments_lie_where_the_object_is(tmp_path, orientation):
+    """Slices by the tests' own writer, segments by highdicom, the truth a formula in RAS+: no sign of ours."""
+    files = phantoms.save(phantoms.series("MR", orientation=orientation), tmp_path / "s")
+    (scan,) = find_scans(tmp_path / "s")
+    images = [pydicom.dcmread(file) for file in scan.files]
+    for image in images:
+        image.update({"PatientBirthDate": "", "PatientSex": "", "StudyDate": "", "StudyTime": "", "StudyID": ""})
+        image.update({"AccessionNumber": "", "ReferringPhysicianName": "", "SliceThickness": "2.5"})
+        image.save_as(image.filename)
+    stored = np.stack([image.pixel_array for image in images])
+    limit = np.floor(np.median(stored)) + 0.5
+    bright = stored > limit
+    by_highdicom(tmp_path / "seg.dcm", scan.files, bright.astype(np.uint8), "BINARY")
+    (found,) = read_dicom_seg(tmp_path / "seg.dcm", scan.grid).values()
+    truth = phantoms.value_at(scan.grid.to_world(np.argwhere(np.ones(scan.grid.shape)))).reshape(scan.grid.shape)
+    clear = np.abs(truth - limit) > 0.6  # the stored numbers are rounded
+    assert len(files) == scan.grid.shape[2]
+    assert (found == (truth > limit))[clear].all()
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
