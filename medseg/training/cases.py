@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +14,22 @@ import torch
 from medseg.case import Case, Finding, Split
 from medseg.check import Examination, examine
 from medseg.config import Config
+from medseg.errors import InputError, RunError, first_line
+from medseg.io.atomic import write_text
 from medseg.io.hashes import Hashes
+from medseg.matching import listed
 from medseg.measured import Measures
 from medseg.preparation import Preparation
 from medseg.progress import Watch
 from medseg.reference import READ_BY, describe_all, read_reference
 from medseg.store import SliceStore, build_store, stores_beside
 from medseg.training.plan import Plan, make_plan
+
+CONFIG = "config.yaml"
+"""In a run folder: the settings. With this file the run has begun."""
+
+CASES = "cases.json"
+"""In a run folder: the cases that the run began with, by side, each with a hash of its files."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +85,16 @@ def prepare_cases(
     Raises:
         UsageError: as `medseg.check.examine` and `make_plan`.
         InputError: DATA-EMPTY when no case can be used.
-        RunError: RUN-WRITE.
+        RunError: RUN-WRITE; RUN-RESUME when the run began with other cases.
     """
     place = shared.store if shared else output / "prepared"
     known = remembered(place)
     found = shared.found if shared else tell(examine(config, watch=watch, known=known), config, watch)
+    training, held_out = _sides(found)
+    _keep_or_compare(output, {"train": training, "validation": held_out}, known.hashes)
     plan = make_plan(config, found, device, preparation)
     for finding in plan.warnings:
         watch("plan", 1, 1, str(finding))
-    training, held_out = _sides(found)
     watch("plan", 1, 1, f"{len(training)} cases to train on, {len(held_out)} to validate")
     store = _stored(training, plan.preparation, config, place, known, watch)
     held_out_store = _stored(held_out, plan.preparation, config, place, known, watch) if held_out else None
@@ -115,6 +127,56 @@ def _sides(found: Examination) -> tuple[list[Case], list[Case]]:
     cases = {case.id: case for case in found.dataset.cases}
     split = found.split or Split((), ())
     return [cases[name] for name in split.train], [cases[name] for name in split.validation]
+
+
+def _keep_or_compare(folder: Path, sides: Mapping[str, Sequence[Case]], hashes: Hashes) -> None:
+    """Write down the cases that a run begins with, or make sure that a resumed one goes on with the same.
+
+    Raises:
+        RunError: RUN-RESUME with what has changed.
+    """
+    now = {side: {case.id: hash_case(case, hashes) for case in cases} for side, cases in sides.items()}
+    path = folder / CASES
+    if not path.is_file() or not (folder / CONFIG).is_file():
+        write_text(path, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
+        return
+    try:
+        began = json.loads(path.read_text(encoding="utf-8"))
+        changes = _changes({name: dict(began[name]) for name in sides}, now)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        problem = f"cannot be read: {first_line(error)}"
+        raise RunError("RUN-RESUME", str(path), problem, "Start another run with -o.") from error
+    if changes:
+        advice = "Put the data back as they were, or start another run with -o."
+        raise RunError("RUN-RESUME", "data", f"the cases have changed since the run began: {changes}", advice)
+
+
+def hash_case(case: Case, hashes: Hashes) -> str:
+    """Return a hash of everything that a case is read from; empty when a file cannot be read."""
+    references = [item if isinstance(item, Path) else item.path for item in case.references]
+    try:
+        files = [[hashes.of(path) for path in group] for group in (*(scan.files for scan in case.scans), references)]
+    except InputError:  # it is rejected with its reason when it is prepared
+        return ""
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
+
+
+Sides = Mapping[str, Mapping[str, str]]
+"""Side -> case id -> hash."""
+
+
+def _changes(began: Sides, now: Sides) -> str:
+    """Say what became of the cases; empty when they are the same."""
+    before = {case: (side, digest) for side, cases in began.items() for case, digest in cases.items()}
+    after = {case: (side, digest) for side, cases in now.items() for case, digest in cases.items()}
+    both = before.keys() & after.keys()
+    kinds = {
+        "gone or left out": before.keys() - after.keys(),
+        "new": after.keys() - before.keys(),
+        "with other files": {case for case in both if before[case][1] != after[case][1]},
+        "on the other side of the split": {case for case in both if before[case][0] != after[case][0]},
+    }
+    return "; ".join(f"{kind}: {listed(sorted(cases))}" for kind, cases in kinds.items() if cases)
 
 
 def _stored(

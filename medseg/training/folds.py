@@ -38,11 +38,10 @@ from medseg.preparation import Preparation
 from medseg.progress import Watch, silent
 from medseg.report import Report
 from medseg.split import folds_text
-from medseg.training.cases import Shared, remembered, tell
+from medseg.training.cases import CONFIG, Shared, remembered, tell
 from medseg.training.losses import build_loss
 from medseg.training.plan import Plan, count_out_channels, make_plan
 from medseg.training.run import (
-    CONFIG,
     SPLIT,
     begin,
     keep_preparation,

@@ -31,7 +31,7 @@ from medseg.reading import read_case
 from medseg.reference import read_reference
 from medseg.report import Report, evaluate
 from medseg.training.budget import rehearse, within_budget
-from medseg.training.cases import Prepared, Shared, prepare_cases
+from medseg.training.cases import CONFIG, Prepared, Shared, prepare_cases
 from medseg.training.data import TrainingSlices, VolumeDice
 from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, seed_everything
 from medseg.training.losses import build_loss
@@ -43,7 +43,6 @@ from medseg.volume import UNANNOTATED, Labels
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 PREPARATION = "preparation.yaml"
 SPLIT = "split.json"
 
@@ -90,8 +89,8 @@ def train_once(
 
     Args:
         config: as `medseg.config.load` gives it, without folds.
-        output: the run folder; gets `config.yaml`, `preparation.yaml`, `model/`, `metrics.csv`, `curves.png`,
-            `overlays/`, `checkpoints/`, `prepared/`, `validation/`.
+        output: the run folder; gets `config.yaml`, `cases.json`, `preparation.yaml`, `model/`, `metrics.csv`,
+            `curves.png`, `overlays/`, `checkpoints/`, `prepared/`, `validation/`.
         resume: go on with the run that is there.
         watch: is told of each step.
         trackers: are told of each epoch.

@@ -28,6 +28,7 @@ from medseg.grid import Grid
 from medseg.io.lock import exclusive
 from medseg.models.model_folder import load_model
 from medseg.training import TrainResult, loop, train
+from medseg.training import cases as cases_module
 from tests.studies import (
     AFFINE,
     GRID,
@@ -78,7 +79,7 @@ def refused(config: Config, folder: Path, *, resume: bool = False) -> MedsegErro
 def test_the_run_folder(whole: tuple[Config, TrainResult]) -> None:
     config, result = whole
     names = {path.name for path in result.folder.iterdir() if not path.name.startswith(".")}
-    files = {"config.yaml", "preparation.yaml", "metrics.csv", "curves.png"}
+    files = {"config.yaml", "cases.json", "preparation.yaml", "metrics.csv", "curves.png"}
     assert names == files | {"model", "overlays", "validation", "checkpoints", "prepared"}
     model = sorted(path.name for path in (result.folder / "model").iterdir())
     assert model == ["README.md", "model.yaml", "weights.safetensors"]
@@ -193,6 +194,65 @@ def test_a_label_less_or_more_is_a_change(whole: tuple[Config, TrainResult]) -> 
     for labels in ({"tumour": (1,)}, {"tumour": (1, "GTV*"), "edema": (2,)}, {"lesion": (1, "GTV*")}):
         error = refused(config.model_copy(update={"labels": labels}), result.folder, resume=True)
         assert "labels." in str(error)
+
+
+def _change_a_mask(study: Path) -> None:
+    voxels_of_another = (study / "masks" / "p2.nii.gz").read_bytes()
+    (study / "masks" / "p1.nii.gz").write_bytes(voxels_of_another)
+
+
+def _remove_a_case(study: Path) -> None:
+    (study / "scans" / "p1.nii.gz").unlink()
+    (study / "masks" / "p1.nii.gz").unlink()
+
+
+def _add_a_case(study: Path) -> None:
+    nifti_case(study, "p7", 7)
+
+
+def _move_a_case_over(study: Path) -> None:
+    (study / "split.json").write_text('{"train": ["p0", "p2"], "validation": ["p1", "p3", "p4"]}')
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_change_a_mask, "with other files: p1"),
+        (_remove_a_case, "gone or left out: p1"),
+        (_add_a_case, "new: p7"),
+        (_move_a_case_over, "on the other side of the split: p1"),
+    ],
+)
+def test_changed_cases_are_named(tmp_path: Path, change: Any, said: str) -> None:
+    study = nifti_study(tmp_path / "study")
+    config = settings(study, epochs=1)
+    if change is _move_a_case_over:
+        (study / "split.json").write_text('{"train": ["p0", "p1", "p2"], "validation": ["p3", "p4"]}')
+        config = config.model_copy(update={"data": config.data.model_copy(update={"split": study / "split.json"})})
+    train(config, tmp_path / "run")
+    change(study)
+    before = everything(tmp_path / "run" / "model") + everything(tmp_path / "run" / "checkpoints")
+    error = refused(config, tmp_path / "run", resume=True)
+    assert error.code == "RUN-RESUME"
+    assert said in str(error)
+    assert everything(tmp_path / "run" / "model") + everything(tmp_path / "run" / "checkpoints") == before
+    train(config, tmp_path / "another")  # which has not begun
+
+
+def test_a_run_that_never_began_may_begin_with_other_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = nifti_study(tmp_path / "study")
+    config = settings(study, epochs=1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cases_module, "make_plan", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    _add_a_case(study)
+    train(config, tmp_path / "run")
+    assert sum(len(side) for side in json.loads((tmp_path / "run" / "cases.json").read_text()).values()) == 6
 
 
 def test_relative_paths_are_the_same_paths(
