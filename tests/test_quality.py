@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from medseg.check import examine
 from medseg.codes import CODES
-from medseg.facts import LabelFacts, ScanFacts, joined, seen_in
+from medseg.facts import LabelFacts, ScanFacts, joined, scan_facts, seen_in
+from medseg.fingerprint import fingerprint
 from medseg.preparation import Channel, Preparation
 from medseg.quality import KINDS, WEIGHTS, Flag, judge_doubt, judge_mask, judge_scan, score_of
 from medseg.review import REVIEW, Review, Reviews
+from medseg.scan import find_scans, read
+from tests.cases import config
 
 CT = Preparation("axial", (1.0, 1.0), (Channel("image", "window", window=(-100.0, 200.0)),))
 MR = Preparation("axial", (1.0, 1.0), (Channel("image", "percentile"),))
@@ -84,6 +88,17 @@ def test_grey_values_of_a_ct_are_compared_in_its_unit() -> None:
     assert scan_codes(replace(SCAN, profiles=((-100, -50, 59, 60, 200),))) == []
     assert scan_codes(replace(SCAN, profiles=((-100, -50, 61, 62, 200),))) == ["REVIEW-INTENSITY"]
     assert scan_codes(replace(SCAN, profiles=(None,))) == []
+
+
+def test_grey_values_may_differ_as_those_of_the_training_cases_do() -> None:
+    """Training medians of 0 and 100 HU, bodies from -900 to 900: a tenth of that, 180, is more than half of 100."""
+    ends = [(-900.0, -500.0, middle, 500.0, 900.0) for middle in (0.0, 100.0)]
+    seen = joined([seen_in(replace(SCAN, profiles=(profile,)), {}) for profile in ends])
+    for middle, count in ((-81, 0), (-181, 1), (279, 0), (281, 1)):
+        assert len(judge_scan(replace(SCAN, profiles=((-900, -500, middle, 500, 900),)), seen, CT)) == count
+    wide = joined([seen, seen_in(replace(SCAN, profiles=((-900, -500, 500, 500, 900),)), {})])
+    for middle, count in ((-249, 0), (-251, 1)):  # 0 to 500
+        assert len(judge_scan(replace(SCAN, profiles=((-900, -500, middle, 500, 900),)), wide, CT)) == count
 
 
 def test_grey_values_of_an_mr_are_compared_without_their_unit() -> None:
@@ -170,3 +185,21 @@ def test_a_review_is_read_again() -> None:
     for stored in (None, {}, {**review.to_dict(), "flags": [{"code": "OTHER", "found": ""}]}):
         with pytest.raises(ValueError, match="validation error"):
             Review.from_dict(stored)
+
+
+@pytest.mark.realdata
+def test_scans_of_another_kind_are_flagged_and_those_of_the_same_hardly(shared_data: Path, tmp_path: Path) -> None:
+    """T1 of sarcomas (0.9 to 1.2 x 3.3 mm, limbs) and of hippocampi (1 mm, 4 cm boxes)."""
+    folder = shared_data / "sarcoma_mr_t1"
+    sarcoma = config(folder, {"tumour": 1}, scans=folder / "dicom", references=folder / "masks", split=None)
+    measures = list(examine(sarcoma).measures.values())
+    flagged = 0
+    for number in range(0, 40, 8):  # each eight cases held out in turn, against the others
+        others = [case for n, case in enumerate(measures) if not number <= n < number + 8]
+        seen = fingerprint(others, sarcoma).seen
+        flagged += sum(bool(judge_scan(case.scan_facts, seen, MR)) for case in measures[number : number + 8])
+    assert flagged <= 8  # a fifth: with 33 cases, one in 17 lies outside a range by chance, and there are ten ranges
+    seen = fingerprint(measures, sarcoma).seen
+    for path in sorted((shared_data / "hippocampus" / "images").glob("*.nii.gz"))[:10]:
+        scan = scan_facts(read(find_scans(path)[0]), [""])
+        assert {flag.code for flag in judge_scan(scan, seen, MR)} >= {"REVIEW-SPACING", "REVIEW-FIELD"}
