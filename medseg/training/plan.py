@@ -59,7 +59,7 @@ Prediction always sees whole slices."""
 
 SMALLEST_MAP = 4
 """Pixels that the shorter side of the slices must leave at the bottom of the network: below, a 3x3 convolution sees
-more padding than image (nnU-Net's limit too, Isensee 2021)."""
+more padding than image (nnU-Net's limit too, Isensee 2021). It scored higher in equal time (docs/benchmarks.md)."""
 
 FEW_CASES = 50
 """Below, slices are changed strongly: twenty patients are soon learned by heart, while with many cases strong changes
