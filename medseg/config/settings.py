@@ -128,7 +128,9 @@ class TrainConfig(Settings):
     steps_per_epoch: int | None = Field(
         None, ge=1, description="steps in an epoch; when absent, as `budget` wants them, else every slice once"
     )
-    batch_size: int = Field(12, ge=1, description="slices in a step")
+    batch_size: int | None = Field(
+        None, ge=1, description="slices in a step; when absent 12, or as many as fit into the memory of the device"
+    )
     patch: tuple[int, int] | None = Field(
         None, description="rows and columns of a training slice, cut or padded; fitted to the cases when absent"
     )

@@ -31,8 +31,10 @@ class TrainingSlices:
     """
 
     def __init__(self, store: SliceStore, config: TrainConfig, augment: AugmentConfig, context: int, seed: int) -> None:
-        if config.patch is None:
-            raise ConfigError("CONFIG-VALUE", "train.patch", "is not set", "Fit it with `medseg.training.plan`.")
+        if config.patch is None or config.batch_size is None:
+            advice = "`medseg.training.plan` fits it."
+            raise ConfigError("CONFIG-VALUE", "train.patch, train.batch_size", "are not set", advice)
+        self._batch_size = config.batch_size
         self._store = store
         self._config = config
         self._context = context
@@ -50,7 +52,7 @@ class TrainingSlices:
             batches = epoch_batches(
                 self._slices,
                 self._foreground,
-                batch_size=config.batch_size,
+                batch_size=self._batch_size,
                 share=config.foreground,
                 steps=config.steps_per_epoch,
                 seed=self._seed,
@@ -63,7 +65,7 @@ class TrainingSlices:
         """Count the batches of an epoch: the same in each."""
         if self._config.steps_per_epoch is not None:
             return self._config.steps_per_epoch
-        return -(-len(self._slices) // self._config.batch_size)
+        return -(-len(self._slices) // self._batch_size)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return images `(b, c, h, w)` float32 and label numbers `(b, h, w)` int64."""

@@ -26,6 +26,7 @@ from medseg.fingerprint import CaseMeasure, Fingerprint, LabelFingerprint, axis_
 from medseg.models import Network, UNet, build
 from medseg.models.network import describe
 from medseg.preparation import PLANES, Preparation, decide, usual_normalisation
+from medseg.training.batch_size import USUAL, fitting_batch
 from medseg.training.decisions import Decisions, shown, value_of
 from medseg.training.losses import build_loss
 from medseg.training.sides import unlike_sides
@@ -45,6 +46,7 @@ LEFT_OPEN = (
     "start.hash",
     "train.epochs",
     "train.steps_per_epoch",
+    "train.batch_size",
     "train.patch",
     "train.precision",
 )
@@ -145,11 +147,12 @@ def make_plan(
     _patch(decisions, (rows, columns), network.stride)
     trained = set(found.split.train if found.split else ())  # of folds: the first one's
     slices = sum(count for case, (count, _, _) in zip(training, stacks, strict=True) if case.id in trained)
-    _training(decisions, measured, preparation, slices)
     if device is not None:
         bf16 = choose_precision(decisions.config.train.precision, device) == torch.bfloat16
         why = f"the {device.type} {'computes' if bf16 else 'does not compute'} in bf16"
         decisions.settle("train.precision", "bf16" if bf16 else "fp32", why)
+    _batch(decisions, network, device)
+    _training(decisions, measured, preparation, slices)
     warnings = tuple(_warnings(decisions.config, measured, preparation))
     return Plan(decisions.config, decisions.reasons, warnings, measured, preparation, out_channels, slices)
 
@@ -314,13 +317,27 @@ def _patch(decisions: Decisions, size: tuple[float, float], stride: int) -> None
     decisions.settle("train.patch", patch, f"{part} of {size[0]:g} x {size[1]:g}, in multiples of {stride}")
 
 
+def _batch(decisions: Decisions, network: Network, device: torch.device | None) -> None:
+    """Settle how many slices make a step: as usual, or what fits into the memory of the device."""
+    train = decisions.config.train
+    if train.batch_size is not None or device is None or train.patch is None:
+        usual = train.batch_size in (USUAL, None)
+        fewer = ", fewer where they do not fit into memory" if train.batch_size is None else ""
+        decisions.note("train.batch_size", f"slices in a step{fewer}" if usual else f"as set; usual are {USUAL}")
+        return
+    dtype = choose_precision(train.precision, device)
+    size, needs = fitting_batch(network, train.patch, train.loss, dtype, device)
+    decisions.fill("train.batch_size", size)
+    decisions.note("train.batch_size", f"slices in a step{'' if size == USUAL else f', the most that fits: {needs}'}")
+
+
 def _training(decisions: Decisions, measured: Fingerprint, preparation: Preparation, slices: int) -> None:
     """Explain the recipe: nothing of it depends on the data, but with a budget the number of steps on the machine."""
     budget = decisions.config.budget
     if budget is None:
         decisions.fill("train.epochs", EPOCHS)
     train = decisions.config.train
-    steps = train.steps_per_epoch or -(-slices // train.batch_size)
+    steps = train.steps_per_epoch or -(-slices // (train.batch_size or USUAL))
     partly = ", wholly unannotated ones left out" if decisions.config.unannotated else ""
     each = "every slice once" if train.steps_per_epoch is None else "drawn anew"
     if train.epochs is None or (budget is not None and train.steps_per_epoch is None):
@@ -328,7 +345,6 @@ def _training(decisions: Decisions, measured: Fingerprint, preparation: Preparat
     else:
         decisions.note("train.epochs", f"of {steps} steps: {train.epochs * steps} steps in all")
     decisions.note("train.steps_per_epoch", f"{slices} training slices, {each}{partly}")
-    decisions.keep("train.batch_size", "slices in a step")
     share = measured.label_slices[axis_of(preparation.codes[2])]
     decisions.keep("train.foreground", f"labels stand in {share:.0%} of a case's slices")
     rarest = min(label.share for label in measured.labels)
