@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medseg.batch import choose_cases, predict_cases
+from medseg.batch import choose_cases, predict_cases, tell_what_is_not_compared
 from medseg.case import Case
 from medseg.case_work import Format
 from medseg.config.settings import BatchConfig
@@ -96,6 +96,7 @@ def predict_arrivals(
     with exclusive(output, "watch"):
         arrivals = _Arrivals(folder, predictor, output, formats, batch, rhythm.quiet_s, watch)
         arrivals.look(rhythm.clock())
+        tell_what_is_not_compared(predictor.model, watch)
         if once:
             rhythm.sleep(rhythm.quiet_s)
             return arrivals.predict(rhythm.clock())

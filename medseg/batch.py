@@ -94,6 +94,7 @@ def predict_folder(
         objects=len(model.labels) if "dicom-seg" in formats else 0,
     )
     watch("predict", 0, ahead.cases, ahead.text())
+    tell_what_is_not_compared(model, watch)
     for line in ahead.warnings():
         log.warning("%s", line)
     return predict_cases(cases, predictor, output, rows=rows, formats=formats, batch=batch, watch=watch)
@@ -128,8 +129,6 @@ def predict_cases(
     with held(output, shard), stopping() as stopped:
         run = _Run(cases, predictor, output, tuple(dict.fromkeys(("nifti", *formats))), batch)
         run.begin([row for row in rows if shard.has(row.case)], kept)
-        if run.seen is None:
-            watch("predict", 0, len(cases), NOT_TOLD)
         forecast = Forecast(cases, predictor.model.preparation)
         with staging(output, shard.name) as place:
             jobs = [run.job(case, place) for case in cases]
@@ -167,6 +166,12 @@ def processes(batch: BatchConfig, jobs: Sequence[Job]) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST)
+
+
+def tell_what_is_not_compared(model: Model, watch: Watch) -> None:
+    """Say, once for a command, when the model does not tell how far its training cases reach."""
+    if seen_by(model.description.trained_on) is None:
+        watch("predict", 0, 0, NOT_TOLD)
 
 
 def choose_cases(inventory: Inventory, model: Model, roots: Sequence[Path]) -> tuple[tuple[Case, ...], list[Row]]:

@@ -217,6 +217,19 @@ def test_once_takes_what_keeps_still_and_ends(inbox: Path, model: Model) -> None
     assert ledger.exit_code == 0
 
 
+def test_what_is_not_compared_is_said_once(inbox: Path, model: Model) -> None:
+    told: list[str] = []
+    script = Script(*[nothing] * 4, lambda: nifti_case(inbox.parent, "p0", 0), *[nothing] * 4)
+    nifti_case(inbox.parent, "p1", 1)
+    place = inbox.parent / "out"
+    with pytest.raises(StopError):
+        predict_arrivals(
+            inbox, Predictor(model), place, batch=HERE, rhythm=script.rhythm(), watch=lambda *n: told.append(n[-1])
+        )
+    assert [line.partition(",")[0] for line in told if ": done" in line] == ["p1: done", "p0: done"]
+    assert sum("does not tell how far" in line for line in told) == 1
+
+
 def test_once_with_nothing_there(inbox: Path, model: Model) -> None:
     assert once(inbox, model) is None
 
