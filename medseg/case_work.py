@@ -169,7 +169,8 @@ class CaseWork:
     def cut(self, axis: int, start: int, stop: int) -> NDArray[np.generic]:
         """Return stored voxels `(c, i, j, k)` with index `start` to `stop - 1` along `axis`, packed."""
         with self._timed("cut"):
-            return np.ascontiguousarray(self._held.cut(axis, start, stop))
+            part = self._held.cut(axis, start, stop)
+            return part if part.flags.f_contiguous else np.ascontiguousarray(part)  # NIfTI's order goes as it lies
 
     def put(self, start: int, labels: NDArray[np.uint8]) -> None:
         """Take the labels `(n, rows, columns)` of consecutive slices of the working order, from slice `start` on."""
