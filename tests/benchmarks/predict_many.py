@@ -92,7 +92,7 @@ def one_of(scans: Path, work: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(work / "one", ignore_errors=True)
     folder.mkdir()
-    (folder / "a.nii.gz").symlink_to(min(scans.glob("*.nii.gz")).resolve())
+    (folder / "a.nii.gz").symlink_to(min(scans.glob("scan_*.nii.gz")).resolve())
     return folder
 
 
