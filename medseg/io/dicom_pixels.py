@@ -33,6 +33,9 @@ Numbers = NDArray[Any]
 EXACT_INTEGERS = (np.uint8, np.int16, np.uint16, np.int32)
 """Types for volumes of whole numbers, in the order of preference."""
 
+WORKING_INTEGERS = ((np.int16, 2**15), (np.int32, 2**31), (np.int64, 2**53))
+"""Types for rescaling, and what each holds exactly, floats included: the smallest moves the least memory."""
+
 ADVICE = "Export the series again from its source."
 
 
@@ -335,11 +338,14 @@ def modality_values(stored: Numbers, frame: Frame) -> Numbers:
         return stored
     if slope.is_integer() and intercept.is_integer():
         times, plus = int(slope), int(intercept)
-        ends = [times * int(stored.min()) + plus, times * int(stored.max()) + plus, times, plus, int(stored.min())]
-        if all(-(2**31) <= end < 2**31 for end in (*ends, int(stored.max()))):
-            return stored.astype(np.int32) * np.int32(times) + np.int32(plus)
-        if all(abs(end) < 2**53 for end in ends):
-            return stored.astype(np.int64) * np.int64(times) + np.int64(plus)
+        least, most = int(stored.min()), int(stored.max())
+        steps = (least, most, times, plus, times * least, times * most, times * least + plus, times * most + plus)
+        for holder, limit in WORKING_INTEGERS:
+            if -limit <= min(steps) and max(steps) < limit:
+                values = stored.astype(holder)
+                np.multiply(values, holder(times), out=values)
+                np.add(values, holder(plus), out=values)
+                return values
     return stored.astype(np.float64) * slope + intercept
 
 

@@ -20,6 +20,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medseg.errors import DicomError, InputError
 from medseg.io.dicom import read_series
+from medseg.io.dicom_frames import Frame
 from medseg.io.dicom_geometry import lay_out
 from medseg.io.dicom_headers import Header, read_header
 from medseg.io.dicom_pixels import _check_jpeg2000, modality_values, stack_values, stored_frames
@@ -295,3 +296,15 @@ def test_rescale_is_exact_at_the_edges() -> None:
     (header,) = headers_of(series(slices=1, size=(4, 4), slope=3, intercept=-70000))
     values = modality_values(np.array([[0, 65535]], np.uint16), header.frames[0])
     assert values.tolist() == [[-70000, 126605]]
+
+
+@given(st.data())
+def test_rescale_is_what_integers_give(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.uint32]))
+    limits = np.iinfo(kind)
+    stored = data.draw(st.lists(st.integers(limits.min, limits.max), min_size=1, max_size=4))
+    near = st.one_of(st.integers(-3, 3), st.integers(-40000, 40000), st.sampled_from([2**15, -(2**15), 2**20]))
+    slope, intercept = data.draw(near), data.draw(near)
+    frame = Frame(Path("a"), 0, None, None, None, float(slope), float(intercept), 2, (0, 0), (), ())
+    values = modality_values(np.array([stored], kind), frame)
+    assert [int(value) for value in values[0]] == [slope * value + intercept for value in stored]
