@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from medseg.io.dicom_headers import Header, read_header
 from medseg.io.files import Found
 from medseg.io.header_index import HeaderIndex
+from medseg.io.header_rows import WHO, Numbers, Row, from_row, has_row, to_row
 from medseg.io.workers import CrashError, call, call_all, processes_for
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,24 @@ def read_headers(files: Sequence[Found]) -> list[Header | None]:
     """
     if len(files) < MANY:
         return [read_header(found.path) for found in files]
+    with _all_kept():
+        headers = _by_root(files)
+    return [headers[found.path] for found in files]
+
+
+@contextmanager
+def _all_kept() -> Iterator[None]:
+    """Look for no garbage while many objects are made that all stay: it would take as long as making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _by_root(files: Sequence[Found]) -> dict[Path, Header | None]:
     roots: dict[Path, list[Found]] = defaultdict(list)
     for found in files:
         roots[found.root].append(found)
@@ -40,7 +62,7 @@ def read_headers(files: Sequence[Found]) -> list[Header | None]:
             headers.update(zip((m.path for m in members), _read([m.path for m in members]), strict=True))
         else:
             headers.update(_indexed(root, members))
-    return [headers[found.path] for found in files]
+    return headers
 
 
 def _indexed(root: Path, files: Sequence[Found]) -> dict[Path, Header | None]:
@@ -63,13 +85,26 @@ def _read(paths: Sequence[Path]) -> Iterator[Header | None]:
         return
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     answers = call_all(read_chunk, [(chunk,) for chunk in chunks], processes)
-    for chunk, headers in zip(chunks, answers, strict=True):
-        yield from (headers if headers is not None else map(_read_alone, chunk))
+    for chunk, answer in zip(chunks, answers, strict=True):
+        yield from (_unpacked(chunk, answer) if answer is not None else map(_read_alone, chunk))
 
 
-def read_chunk(paths: Sequence[Path]) -> list[Header | None]:
+Chunk = tuple[list[Row | Header | None], list[Any], list[Any]]
+"""Headers, most of them as rows, with their `WHO` and with what they have alike."""
+
+
+def read_chunk(paths: Sequence[Path]) -> Chunk:
     """Headers of some files: what a process is asked for."""
-    return [read_header(path) for path in paths]
+    who, alike = Numbers(), Numbers()
+    headers = [read_header(path) for path in paths]
+    return [to_row(h, who, alike) if has_row(h) else h for h in headers], list(who), list(alike)
+
+
+def _unpacked(paths: Sequence[Path], chunk: Chunk) -> Iterator[Header | None]:
+    stored, who, alike = chunk
+    names = [dict(zip(WHO, values, strict=True)) for values in who]
+    for path, one in zip(paths, stored, strict=True):
+        yield from_row(path, one, names[one[0]], alike) if isinstance(one, list) else one
 
 
 def _read_alone(path: Path) -> Header | None:

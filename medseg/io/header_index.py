@@ -13,8 +13,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -22,26 +21,19 @@ from typing import Any
 
 from medseg.errors import RunError
 from medseg.io.atomic import atomic_path
-from medseg.io.dicom_extent import PixelElement
-from medseg.io.dicom_frames import Frame
 from medseg.io.dicom_headers import Header
 from medseg.io.files import Found
+from medseg.io.header_rows import FIELDS, WHO, Numbers, Row, as_tuples, from_row, has_row, to_row
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever a header is read or kept differently: an index of another format is ignored."""
 
 SETTLED_NS = 2 * 10**9
 """A file changed less than 2 s before it was read may change again within one tick of its clock (FAT: 2 s)."""
 
 HASH_BYTES = 16
-
-WHO = ("group", "study_uid", "series_uid", "frame_uid", "description")
-"""What a header says of the patient and the study: never stored."""
-
-Row = list[Any]
-"""A header in plain types."""
 
 Headers = Mapping[Path, Header | None]
 
@@ -53,13 +45,13 @@ class HeaderIndex:
         """Open the index of a folder; it is an empty one when there is none that can be trusted."""
         root = root.absolute()
         self._path = cache_folder() / f"{_hash(os.fsencode(root))}.headers"
-        self._keys = {found.path: _key(root, found) for found in files}
+        self._keys = {found.path: _key(found) for found in files}
         settled = time.time_ns() - SETTLED_NS
         self._settled = {found.path for found in files if max(found.stamp[1:3]) < settled}
         content = _load(self._path)
         self._stored: dict[str, Row | None] = content["files"]
         self._rows = {path: self._stored[key] for path, key in self._keys.items() if key in self._stored}
-        self._alike = [_tuples(values) for values in content["alike"]]
+        self._alike = [as_tuples(values) for values in content["alike"]]
 
     def to_read(self) -> list[Path]:
         """What must be read: files that are new or changed, and for each number one file that tells who it is."""
@@ -91,7 +83,7 @@ class HeaderIndex:
     def save(self, headers: Headers) -> None:
         """Write the index anew when it would change; where that is not possible it is left as it was."""
         kept = {
-            key: headers[path] for path, key in self._keys.items() if path in self._settled and keeps(headers[path])
+            key: headers[path] for path, key in self._keys.items() if path in self._settled and _keeps(headers[path])
         }
         if kept.keys() == self._stored.keys():
             return
@@ -108,9 +100,17 @@ class HeaderIndex:
 _NEW: Row = []
 
 
-def _key(root: Path, found: Found) -> str:
+def _keeps(header: Header | None) -> bool:
+    """Whether a header goes into the index: sound images, and what is not DICOM.
+
+    Faults are looked at anew, since a permission may be given or a codec installed. References name structures.
+    """
+    return header is None or has_row(header)
+
+
+def _key(found: Found) -> str:
     """A file's name below the folder, and its stamp, as a hash."""
-    return _hash(os.fsencode(f"{found.stamp} {os.path.relpath(found.path.absolute(), root)}"))
+    return _hash(os.fsencode(f"{found.stamp} {'/'.join((*found.parts, found.path.name))}"))
 
 
 def _hash(content: bytes) -> str:
@@ -142,8 +142,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _made_by() -> list[object]:
-    nouns = [list(names) for names in (WHO, _HEADER, _PIXELS, _FRAME)]  # a new field makes every row too short
-    return [FORMAT, version("medseg"), version("pydicom"), nouns]
+    return [FORMAT, version("medseg"), version("pydicom"), FIELDS]
 
 
 def _packed(content: Mapping[str, Any]) -> bytes:
@@ -165,75 +164,3 @@ def _unpacked(stored: bytes) -> dict[str, Any]:
     if content["made_by"] != _made_by():
         raise ValueError("the index is of another version")
     return content
-
-
-# ---- headers in plain types -----------------------------------------------------------------------------------------
-
-_ABSENT = ("kind", "code", "reason", "names", "series_uids")
-"""Fields of `Header` that have one value in all headers of the index."""
-
-
-def _alike(noun: type, *own: str) -> tuple[str, ...]:
-    """Fields that many files have alike: all but their own."""
-    return tuple(field.name for field in fields(noun) if field.name not in own)
-
-
-_HEADER = _alike(Header, "path", "image", "instance", "pixels", "frames", *WHO, *_ABSENT)
-_PIXELS = _alike(PixelElement, "offset", "length")
-_FRAME = _alike(Frame, "path", "number", "position", "marks")
-
-
-class Numbers(dict[Hashable, int]):
-    """Running numbers for values."""
-
-    def of(self, owner: object, names: Sequence[str]) -> int:
-        """The number of what some attributes are together, a new one for what is new."""
-        return self.setdefault(tuple([getattr(owner, name) for name in names]), len(self))
-
-
-def keeps(header: Header | None) -> bool:
-    """Whether a header goes into the index: sound images, and what is not DICOM.
-
-    Faults are looked at anew, since a permission may be given or a codec installed. References name structures.
-    """
-    return header is None or (header.kind == "image" and not header.code and header.pixels is not None)
-
-
-def to_row(header: Header, who: Numbers, alike: Numbers) -> Row:
-    """A header as lists, texts and numbers, without its path."""
-    pixels = header.pixels
-    if pixels is None:
-        raise ValueError("only images have a place in the index")
-    frames = [[alike.of(frame, _FRAME), frame.number, frame.position, frame.marks] for frame in header.frames]
-    numbers = [who.of(header, WHO), alike.of(header, _HEADER), alike.of(pixels, _PIXELS)]
-    return [*numbers, header.image, header.instance, pixels.offset, pixels.length, frames]
-
-
-def from_row(path: Path, row: Row, who: Mapping[str, Any], alike: Sequence[tuple[Any, ...]]) -> Header:
-    """The header again."""
-    _, common, layout, image, instance, offset, length, frames = row
-    return Header(
-        path,
-        kind="image",
-        image=image,
-        instance=instance,
-        pixels=PixelElement(offset, length, **dict(zip(_PIXELS, alike[layout], strict=True))),
-        frames=tuple([_frame(path, frame, alike) for frame in frames]),
-        **dict(zip(_HEADER, alike[common], strict=True)),
-        **who,
-    )
-
-
-def _frame(path: Path, stored: Row, alike: Sequence[tuple[Any, ...]]) -> Frame:
-    common, number, position, marks = stored
-    return Frame(
-        path,
-        number,
-        position=position and tuple(position),
-        marks=tuple([(name, value) for name, value in marks]),
-        **dict(zip(_FRAME, alike[common], strict=True)),
-    )
-
-
-def _tuples(value: Any) -> Any:  # noqa: ANN401  as JSON gives it
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
