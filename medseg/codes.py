@@ -125,6 +125,7 @@ CODES: dict[str, str] = {
     "RUN-RESUME": "the run cannot be resumed as asked",
     "RUN-MEMORY": "not enough memory",
     "RUN-ENGINE": "the engine asked for is not installed, or cannot do what is asked",
+    "RUN-LAUNCH": "the processes of a launcher (torchrun, srun) do not find each other",
     "RUN-DEVICE": "the device asked for is not there",
     "RUN-WRITE": "a file could not be written or did not read back as written",
     "RUN-BUSY": "another process works on the output folder",

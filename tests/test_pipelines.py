@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,18 @@ def test_study_from_training_to_report(data: Path, model: Path, tmp_path: Path) 
 def test_mistakes_are_sentences(script: ModuleType, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(words) == 2
     assert "/no/such" in capsys.readouterr().err
+
+
+def test_the_slurm_script_starts_one_task_for_each_gpu(tmp_path: Path) -> None:
+    """srun is a stand-in that tells what it was asked for."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$SRUN_CPUS_PER_TASK" "$@"\n')
+    srun.chmod(0o755)
+    script = Path(__file__).parents[1] / "pipelines" / "train_slurm.sh"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "6"}
+    given = ["my study.yaml", "run", "budget=8h"]
+    asked = subprocess.run([script, *given], env=environment, capture_output=True, text=True, check=True)
+    cores, _, program, *arguments = asked.stdout.splitlines()
+    assert (cores, program) == ("6", "medseg")
+    assert arguments == ["train", "my study.yaml", "budget=8h", "--output", "run", "--resume"]
+    assert subprocess.run([script], env=environment, capture_output=True, check=False).returncode == 2

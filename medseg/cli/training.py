@@ -32,12 +32,14 @@ def train(
     """
     from medseg.config import load
     from medseg.training import train as run
+    from medseg.training.team import place_of
 
     if from_ is not None:
         overrides += (f"start.model={json.dumps(str(from_))}",)  # quoted, as YAML wants names with spaces or colons
     result = run(load(config, overrides), output, resume=resume, fold=fold, watch=screen)
     screen.close()
-    out.print(plain(result.summary()))
+    if place_of().rank == 0:  # of several processes one tells
+        out.print(plain(result.summary()))
     return SOME_REJECTED if result.left_out else DONE
 
 

@@ -138,11 +138,11 @@ def rehearse(
     part_s = min(30.0, 0.04 * seconds(budget))
     slow = {"epochs": 2, "schedule": "constant", "learning_rate": config.learning_rate / 10, "patience": None}
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=options.folder) as name:
-        watched = _Watched(data, options.device, part_s)
+        watched = _Watched(data, options, part_s)
         options = replace(options, folder=Path(name), resume=False, watch=watched)
         fit(network, watched, None, config.model_copy(update=slow), options)
         validation_s = 0.0 if validate is None else validate.seconds(network.eval(), part_s)
-        scoring_s = _scoring(network, score, held_out, Path(name), part_s)
+        scoring_s = _scoring(network, score, held_out, Path(name), part_s) if options.team.first else 0.0
     return Pace(watched.step_s, watched.close_s, validation_s, scoring_s)
 
 
@@ -168,8 +168,8 @@ def _scoring(network: Network, score: Score, cases: Sequence[Case], folder: Path
 class _Watched:
     """Gives the loop its data, and looks at the clock whenever the loop tells of itself."""
 
-    def __init__(self, data: Data, device: torch.device, part_s: float) -> None:
-        self._data, self._device, self._part_s = data, device, part_s
+    def __init__(self, data: Data, options: LoopOptions, part_s: float) -> None:
+        self._data, self._device, self._team, self._part_s = data, options.device, options.team, part_s
         self._ticks: list[float] = []
         self._closed: list[float] = []
         self.step_s = 0.0
@@ -180,7 +180,7 @@ class _Watched:
         if epoch == 0 or len(self._ticks) < WARM_UP:
             return WARM_UP
         pace = (self._ticks[-1] - self._ticks[1]) / (WARM_UP - 2)
-        return min(200, max(3, int(self._part_s / pace)))
+        return self._team.share(lambda: min(200, max(3, int(self._part_s / pace))))
 
     def batch(self, epoch: int, step: int) -> Batch:
         """A real batch; a small data set goes round."""

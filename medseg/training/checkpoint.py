@@ -18,6 +18,9 @@ from medseg.io.atomic import atomic_path
 
 State = dict[str, Any]
 
+FORMAT = 2
+"""Raised whenever what a state holds has changed."""
+
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -47,7 +50,7 @@ def load_checkpoint(path: Path) -> State:
         raise
     except Exception as error:  # torch's unpickler raises whatever it meets, AssertionError too
         raise _refused(path, f"unreadable: {first_line(error)}") from error
-    if not isinstance(state, dict) or state.get("format") != 1:
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise _refused(path, "not a checkpoint of this version")
     return state
 

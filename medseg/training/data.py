@@ -16,6 +16,7 @@ from medseg.slices import context_span, pad_to, with_context
 from medseg.store import Entry, SliceStore
 from medseg.training.loop import Batch
 from medseg.training.sampling import SliceId, epoch_batches
+from medseg.training.team import ALONE, Team
 from medseg.volume import UNANNOTATED
 
 
@@ -28,13 +29,23 @@ class TrainingSlices:
         augment: random changes.
         context: neighbouring slices on each side.
         seed: of the run.
+        team: each of its processes makes its part of a batch.
     """
 
-    def __init__(self, store: SliceStore, config: TrainConfig, augment: AugmentConfig, context: int, seed: int) -> None:
+    def __init__(
+        self,
+        store: SliceStore,
+        config: TrainConfig,
+        augment: AugmentConfig,
+        context: int,
+        seed: int,
+        team: Team = ALONE,
+    ) -> None:
         if config.patch is None or config.batch_size is None:
             advice = "`medseg.training.plan` fits it."
             raise ConfigError("CONFIG-VALUE", "train.patch, train.batch_size", "are not set", advice)
         self._batch_size = config.batch_size
+        self._team = team
         self._store = store
         self._config = config
         self._context = context
@@ -68,15 +79,21 @@ class TrainingSlices:
         return -(-len(self._slices) // self._batch_size)
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """Return images `(b, c, h, w)` float32 and label numbers `(b, h, w)` int64."""
+        """Return images `(b, c, h, w)` float32 and label numbers `(b, h, w)` int64.
+
+        A process for which a small last batch has no slice gets one in which nothing is annotated: it counts nowhere.
+        """
         images, labels = [], []
-        for place, chosen in enumerate(self._batches(epoch)[step]):
+        whole = self._batches(epoch)[step]
+        part = self._team.part(len(whole))
+        for place in part or (0,):
+            chosen = whole[place]
             image, numbers = self._store[chosen.case].slice(chosen.index, self._context)
             key = (self._seed, epoch, step, place)
             image, numbers = fit_patch(image, numbers, self._patch, random_state(*key, 0))
             image, numbers = self._augment.slice(image, numbers, (*key, 1))
             images.append(image)
-            labels.append(numbers)
+            labels.append(numbers if part else torch.full_like(numbers, UNANNOTATED))
         return torch.stack(images), torch.stack(labels).long()
 
 
@@ -93,10 +110,17 @@ class VolumeDice:
         context: neighbouring slices on each side.
         device: of the network.
         dtype: bfloat16 or float32 arithmetic.
+        team: each of its processes takes its part of the cases.
     """
 
     def __init__(
-        self, store: SliceStore, config: Config, context: int, device: torch.device, dtype: torch.dtype
+        self,
+        store: SliceStore,
+        config: Config,
+        context: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        team: Team = ALONE,
     ) -> None:
         self.store = store
         self._numbers = [number for number, _ in config.label_names]
@@ -105,10 +129,14 @@ class VolumeDice:
         self._patch = config.train.patch or (1, 1)
         self._device = device
         self._dtype = dtype
+        self._team = team
 
     def __call__(self, network: Network) -> float:
         """Return the mean over cases and labels, 0 to 1; 0 when nothing could be scored."""
-        scores = [score for entry in self.store for score in self._case(network, entry)]
+        entries = list(self.store)
+        own = {place: self._case(network, entries[place]) for place in self._team.part(len(entries))}
+        found = {place: scores for part in self._team.gather(own) for place, scores in part.items()}
+        scores = [score for place in range(len(entries)) for score in found[place]]  # in one order for any team
         return float(np.mean(scores)) if scores else 0.0
 
     def seconds(self, network: Network, part_s: float) -> float:
@@ -122,7 +150,7 @@ class VolumeDice:
             passed, pixels = time.perf_counter() - started, pixels + _pixels(entry)
             if passed > part_s:
                 break
-        return passed * sum(map(_pixels, entries)) / pixels
+        return passed * sum(map(_pixels, entries)) / pixels / self._team.count
 
     @torch.inference_mode()
     def _case(self, network: Network, entry: Entry) -> list[float]:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from medseg.training.run import (
     train_once,
 )
 from medseg.training.start import start_from
+from medseg.training.team import ALONE, Team
 from medseg.training.trackers import Tracker
 
 
@@ -93,6 +95,7 @@ def train_folds(
     fold: int | None = None,
     watch: Watch = silent,
     trackers: Sequence[Tracker] = (),
+    team: Team = ALONE,
 ) -> FoldsResult:
     """Train all folds that are not finished, or one of them; when all are, score them together and join them.
 
@@ -103,6 +106,7 @@ def train_folds(
         fold: train this one only, from 1. Several processes may do so in one folder at once.
         watch: is told of each step.
         trackers: are told of each epoch, once from start to finish for each fold.
+        team: of processes that train together.
 
     Raises:
         UsageError: as `train`; USAGE-OPTION for a fold that there is not.
@@ -113,35 +117,52 @@ def train_folds(
     if fold is not None and not 1 <= fold <= count:
         raise UsageError("USAGE-OPTION", "fold", f"{fold}, wanted 1 to {count}", "Folds count from 1.")
     build_loss(config.train.loss, count_out_channels(config))  # refuses, before any work, a loss that cannot learn
-    with nullcontext() if fold else exclusive(output):  # a fold alone holds only its own folder
-        # A fold alone may join others; `train_once` sees to it that the fold itself is new, or resumed.
-        config = begin(config, output, resume or fold is not None)
-        kept = kept_preparation(output) if (output / CONFIG).is_file() else None
-        if config.start.model is not None and kept is None:
-            start = start_from(config, watch)
-            config, kept = start.config, start.preparation
-        known = remembered(output / "prepared")
-        found = tell(examine(_with_stored_split(config, output), watch=watch, known=known), config, watch)
-        plan = make_plan(config, found, choose_device(config.train.device), kept)
-        if not (output / CONFIG).is_file():
-            _write(plan, found, output)
+    with ExitStack() as held:
+        if not fold:  # a fold alone holds only its own folder
+            team.share(lambda: held.enter_context(exclusive(output)))
+        plan, found, wanted = team.share(lambda: _begun(config, output, resume or fold is not None, watch))
         left_out = [finding for finding in found.dataset.findings if finding.severity == "error"]
-        wanted = _stored_splits(output)
         for number in (fold,) if fold else range(1, count + 1):
             folder, split = output / f"fold-{number}", wanted[number - 1]
-            if _is_finished(folder, split):
+            if team.share(partial(_is_finished, folder, split)):
                 watch("train", number, count, f"fold {number}/{count}: finished before")
                 continue
-            _set_out(folder, split, plan.preparation)
+            team.share(partial(_set_out, folder, split, plan.preparation))
             shared = Shared(replace(found, split=found.folds[number - 1], folds=()), output / "prepared")
             settings, told = fold_config(plan.config, folder), _of_fold(watch, number, count)
+            resumed = resume or not fold
             result = train_once(
-                settings, folder, resume=resume or not fold, watch=told, trackers=trackers, shared=shared
+                settings, folder, resume=resumed, watch=told, trackers=trackers, shared=shared, team=team
             )
             left_out += [finding for finding in result.left_out if finding not in left_out]
-    finished = tuple(n for n, split in enumerate(wanted, start=1) if _is_finished(output / f"fold-{n}", split))
-    report = _joined(output, found, plan) if len(finished) == count else None
+    finished, report = team.share(lambda: _ended(output, wanted, found, plan))
     return FoldsResult(output, count, finished, report, tuple(left_out))
+
+
+def _begun(config: Config, output: Path, resume: bool, watch: Watch) -> tuple[Plan, Examination, list[Split]]:
+    """Return what all folds have in common: the plan, the examined data set, and the split of each.
+
+    A fold alone may join others; `train_once` sees to it that the fold itself is new, or resumed.
+    """
+    config = begin(config, output, resume)
+    kept = kept_preparation(output) if (output / CONFIG).is_file() else None
+    if config.start.model is not None and kept is None:
+        start = start_from(config, watch)
+        config, kept = start.config, start.preparation
+    known = remembered(output / "prepared")
+    found = tell(examine(_with_stored_split(config, output), watch=watch, known=known), config, watch)
+    plan = make_plan(config, found, choose_device(config.train.device), kept)
+    if not (output / CONFIG).is_file():
+        _write(plan, found, output)
+    return plan, found, _stored_splits(output)
+
+
+def _ended(
+    output: Path, wanted: Sequence[Split], found: Examination, plan: Plan
+) -> tuple[tuple[int, ...], Report | None]:
+    """Return the folds that are finished; when all are, join them and return the report."""
+    finished = tuple(n for n, split in enumerate(wanted, start=1) if _is_finished(output / f"fold-{n}", split))
+    return finished, _joined(output, found, plan) if len(finished) == len(wanted) else None
 
 
 def fold_config(config: Config, folder: Path) -> Config:

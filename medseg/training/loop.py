@@ -21,9 +21,10 @@ from medseg.devices import is_out_of_memory
 from medseg.errors import ConfigError, RunError, first_line
 from medseg.models import Network
 from medseg.progress import Watch, silent
-from medseg.training.checkpoint import State, load_checkpoint, save_checkpoint
+from medseg.training.checkpoint import FORMAT, State, load_checkpoint, save_checkpoint
 from medseg.training.history import Epoch, line, write_history
 from medseg.training.losses import build_loss, supervised_loss
+from medseg.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class LoopOptions:
         resume: go on from `checkpoints/last.pt` when it is there.
         watch: is told of each step.
         after_epoch: is shown the network and the history, when the checkpoint is safe on disk.
+        team: that trains together; its first process alone writes.
     """
 
     folder: Path
@@ -98,6 +100,7 @@ class LoopOptions:
     resume: bool = False
     watch: Watch = silent
     after_epoch: AfterEpoch = nothing
+    team: Team = ALONE
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -121,14 +124,16 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
     if config.epochs is None:
         raise ConfigError("CONFIG-VALUE", "train.epochs", "is not set", "Give a number, or a budget.")
     epochs, folder, device, watch = config.epochs, options.folder, options.device, options.watch
-    mixed = options.dtype == torch.bfloat16
-    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+    mixed, team = options.dtype == torch.bfloat16, options.team
+    network = team.normalised_together(network.to(device), device)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
     state = TrainingState(network, config, total_steps=sum(data.steps(epoch) for epoch in range(epochs)))
     checkpoint = folder / CHECKPOINT
     if options.resume and checkpoint.is_file():
-        state.restore(load_checkpoint(checkpoint))
+        state.restore(load_checkpoint(checkpoint), team)
         log.info("resumed after epoch %d", state.epoch)
-    loss_of = build_loss(config.loss, network.out_channels)
+    logits_of = team.together(network)
+    loss_of = build_loss(config.loss, network.out_channels, team.total)
 
     while state.epoch < epochs and not state.out_of_patience:
         started, epoch_loss = time.perf_counter(), torch.zeros((), device=device)
@@ -140,9 +145,9 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
             state.set_learning_rate()
             with _memory_explained(images, device):
                 with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-                    loss = supervised_loss(loss_of, network.training_logits(images), labels)
+                    loss = supervised_loss(loss_of, logits_of(images), labels)
                 state.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                (team.count * loss).backward()  # each has its part of the gradient, and the mean is taken of them
                 if config.clip_gradient is not None:
                     nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradient)
                 state.optimizer.step()
@@ -157,10 +162,13 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
         last = state.epoch + 1 == epochs
         dice = math.nan
         if validate is not None and (last or (state.epoch + 1) % config.validate_every == 0):
+            team.alike(state.averaged)
             dice = validate(state.averaged)
         state.close_epoch(mean_loss, dice, time.perf_counter() - started)
-        write_history(folder, state.history)  # first: what a kill between the two leaves too much is written anew
-        save_checkpoint(checkpoint, state.to_dict())
+        content = state.to_dict(team)
+        if team.first:
+            write_history(folder, state.history)  # first: what a kill between the two leaves too much is written anew
+            save_checkpoint(checkpoint, content)
         watch("train", state.epoch, epochs, line(state.history, epochs))
         options.after_epoch(state.averaged, state.history)
     return Fitted(state.best, state.history, state.best_epoch, state.best_dice)
@@ -253,10 +261,10 @@ class TrainingState:
             self.best_epoch, self.best_dice = self.epoch, dice
         self.history.append(Epoch(self.epoch, loss, dice, rate, seconds, better))
 
-    def to_dict(self) -> State:
-        """Tensors and plain types."""
+    def to_dict(self, team: Team = ALONE) -> State:
+        """Tensors and plain types; the random state is that of each process."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.network.state_dict() if self.average else None,
@@ -266,12 +274,11 @@ class TrainingState:
             "best": self.best,
             "best_epoch": self.best_epoch,
             "best_dice": self.best_dice,
-            "random": torch.get_rng_state(),
-            "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": team.gather(random_state()),
         }
 
-    def restore(self, state: State) -> None:
-        """Take up a state.
+    def restore(self, state: State, team: Team = ALONE) -> None:
+        """Take up a state; with more processes than it was made by, the new ones go on with fresh random numbers.
 
         Raises:
             RunError: RUN-RESUME when it is of another network.
@@ -284,12 +291,19 @@ class TrainingState:
             self.history = [Epoch(**row) for row in state["history"]]
             self.epoch, self.step = state["epoch"], state["step"]
             self.best, self.best_epoch, self.best_dice = state["best"], state["best_epoch"], state["best_dice"]
-            torch.set_rng_state(state["random"])
-            if len(state["random_gpu"]) == torch.cuda.device_count():  # other devices have no use for these states
-                torch.cuda.set_rng_state_all(state["random_gpu"])
+            if team.rank < len(state["random"]):
+                cpu, gpu = state["random"][team.rank]
+                torch.set_rng_state(cpu)
+                if len(gpu) and torch.cuda.is_available():
+                    torch.cuda.set_rng_state(gpu)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             problem = f"does not fit this run: {first_line(error)}"
             raise RunError("RUN-RESUME", "checkpoint", problem, "Start another run with -o.") from error
+
+
+def random_state() -> tuple[Tensor, Tensor]:
+    """Return the state of this process's random numbers: on the CPU, and on its GPU (empty without one)."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0)
 
 
 class Average:

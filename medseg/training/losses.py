@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,22 @@ Pixels that nobody annotated (`UNANNOTATED`) count in none: whatever the network
 are the same.
 """
 
+Total = Callable[[Tensor], Tensor]
+"""Adds up a tensor over all processes that have a part of the batch."""
 
-def build_loss(name: str, out_channels: int) -> Loss:
-    """Return the loss of that name.
+
+def own(part: Tensor) -> Tensor:
+    """Add up nothing: this process has the whole batch."""
+    return part
+
+
+def build_loss(name: str, out_channels: int, total: Total = own) -> Loss:
+    """Return the loss of that name, over the whole batch whichever process has which part of it.
+
+    Args:
+        name: as in the settings.
+        out_channels: of the network.
+        total: adds up over the processes.
 
     Raises:
         ConfigError: MODEL-LOSS for a loss that cannot learn with this number of output channels: a softmax over one
@@ -35,36 +49,38 @@ def build_loss(name: str, out_channels: int) -> Loss:
         raise ConfigError("MODEL-LOSS", "train.loss", problem, "Use dice_cross_entropy.")
     match name:
         case "cross_entropy":
-            return _cross_entropy
+            return partial(_cross_entropy, total=total)
         case "dice":
-            return soft_dice_loss
+            return partial(soft_dice_loss, total=total)
         case "dice_cross_entropy":
-            return lambda logits, labels: _cross_entropy(logits, labels) + soft_dice_loss(logits, labels)
+            return lambda logits, labels: _cross_entropy(logits, labels, total) + soft_dice_loss(logits, labels, total)
         case "bce":
-            return _binary_cross_entropy
+            return partial(_binary_cross_entropy, total=total)
         case "dice_bce":
-            return lambda logits, labels: _binary_cross_entropy(logits, labels) + soft_dice_loss(logits, labels)
+            return lambda logits, labels: (
+                _binary_cross_entropy(logits, labels, total) + soft_dice_loss(logits, labels, total)
+            )
         case _:
             raise ConfigError("CONFIG-VALUE", "train.loss", f"no loss {name!r}")
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    total = F.cross_entropy(logits.float(), labels, ignore_index=UNANNOTATED, reduction="sum")
-    return total / _count(labels)
+def _cross_entropy(logits: Tensor, labels: Tensor, total: Total = own) -> Tensor:
+    added = F.cross_entropy(logits.float(), labels, ignore_index=UNANNOTATED, reduction="sum")
+    return total(added) / _count(labels, total)
 
 
-def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _binary_cross_entropy(logits: Tensor, labels: Tensor, total: Total = own) -> Tensor:
     known, wanted = (labels != UNANNOTATED).float(), (labels > 0).float()
-    total = F.binary_cross_entropy_with_logits(logits[:, 0].float(), wanted, weight=known, reduction="sum")
-    return total / _count(labels)
+    added = F.binary_cross_entropy_with_logits(logits[:, 0].float(), wanted, weight=known, reduction="sum")
+    return total(added) / _count(labels, total)
 
 
-def _count(labels: Tensor) -> Tensor:
+def _count(labels: Tensor, total: Total) -> Tensor:
     """Count the annotated pixels, 1 at the least: a batch without any has the loss 0."""
-    return (labels != UNANNOTATED).sum().clamp(min=1)
+    return total((labels != UNANNOTATED).sum()).clamp(min=1)
 
 
-def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def soft_dice_loss(logits: Tensor, labels: Tensor, total: Total = own) -> Tensor:
     """One minus the mean soft Dice of the foreground labels, sums taken over the whole batch.
 
     Summing over the batch rather than each slice keeps a slice without foreground from being all or nothing: most
@@ -74,6 +90,7 @@ def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: `(b, c, h, w)`; one channel is read through a sigmoid, more through a softmax.
         labels: `(b, h, w)` int64.
+        total: adds up over the processes that have a part of the batch.
 
     Returns:
         A scalar from 0 to 1, float32.
@@ -85,10 +102,12 @@ def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     else:
         chance = logits.softmax(1)[:, 1:] * known
         target = torch.stack([labels == number for number in range(1, logits.shape[1])], 1).float()
-    overlap = (chance * target).sum((0, 2, 3))
-    total = chance.sum((0, 2, 3)) + target.sum((0, 2, 3))
+    overlap, size = total(
+        torch.stack([(chance * target).sum((0, 2, 3)), chance.sum((0, 2, 3)) + target.sum((0, 2, 3))])
+    )
     smooth = 1.0  # one voxel: negligible beside a tumour, enough to define 0 / 0
-    return 1 - ((2 * overlap + smooth) / (total + smooth)).mean()
+    dice: Tensor = (2 * overlap + smooth) / (size + smooth)
+    return 1 - dice.mean()
 
 
 def supervised_loss(loss: Loss, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:

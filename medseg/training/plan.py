@@ -30,6 +30,7 @@ from medseg.training.batch_size import USUAL, fitting_batch
 from medseg.training.decisions import Decisions, shown, value_of
 from medseg.training.losses import build_loss
 from medseg.training.sides import unlike_sides
+from medseg.training.team import place_of
 
 LEFT_OPEN = (
     "prepare.plane",
@@ -326,7 +327,7 @@ def _batch(decisions: Decisions, network: Network, device: torch.device | None) 
         decisions.note("train.batch_size", f"slices in a step{fewer}" if usual else f"as set; usual are {USUAL}")
         return
     dtype = choose_precision(train.precision, device)
-    size, needs = fitting_batch(network, train.patch, train.loss, dtype, device)
+    size, needs = fitting_batch(network, train.patch, train.loss, dtype, device, place_of().count)
     decisions.fill("train.batch_size", size)
     decisions.note("train.batch_size", f"slices in a step{'' if size == USUAL else f', the most that fits: {needs}'}")
 

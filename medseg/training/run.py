@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ from medseg.progress import Watch, silent
 from medseg.reading import read_case
 from medseg.reference import read_reference
 from medseg.report import Report, evaluate
-from medseg.training.budget import rehearse, within_budget
+from medseg.training.budget import Pace, rehearse, within_budget
 from medseg.training.cases import CONFIG, Prepared, Shared, prepare_cases
 from medseg.training.data import TrainingSlices, VolumeDice
-from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, seed_everything
+from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, nothing, seed_everything
 from medseg.training.losses import build_loss
 from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels
 from medseg.training.showing import Showing, flat
 from medseg.training.start import Start, start_from
+from medseg.training.team import ALONE, Team
 from medseg.training.trackers import Tracker, require_tensorboard
 from medseg.volume import UNANNOTATED, Labels
 
@@ -84,6 +86,7 @@ def train_once(
     watch: Watch = silent,
     trackers: Sequence[Tracker] = (),
     shared: Shared | None = None,
+    team: Team = ALONE,
 ) -> TrainResult:
     """Train a network on the cases of a configuration.
 
@@ -95,6 +98,7 @@ def train_once(
         watch: is told of each step.
         trackers: are told of each epoch.
         shared: when it is one fold of many.
+        team: of processes that train together.
 
     Raises:
         UsageError: a wrong configuration or path; MODEL-LOSS for a loss that cannot learn.
@@ -107,24 +111,37 @@ def train_once(
     device = choose_device(config.train.device)
     if config.train.tensorboard:
         require_tensorboard()
-    with exclusive(output):
-        config = begin(config, output, resume)
-        kept = kept_preparation(output) if shared or (output / CONFIG).is_file() else None
-        start = None
-        if config.start.model is not None and not (resume and has_checkpoint(output)):  # which holds its weights
-            start = start_from(config, watch)
-            config, kept = start.config, kept or start.preparation
-        cases = prepare_cases(config, output, device, watch, kept, shared)
-        options = LoopOptions(output, device, _dtype(cases.plan.config), resume, watch)
+    with ExitStack() as held:
+        team.share(lambda: held.enter_context(exclusive(output)))
+        start, cases = team.share(lambda: _begun(config, output, device, watch, resume, shared))
+        options = LoopOptions(output, device, _dtype(cases.plan.config), resume, watch, team=team)
         cases = replace(cases, plan=_with_steps(cases, options, start, started))
-        if not (output / CONFIG).is_file():  # a resumed run keeps the words of the plan that it began with
-            write_text(output / CONFIG, cases.plan.to_yaml())
-        keep_preparation(output, cases.plan.preparation)
+        team.share(lambda: _write_down(cases.plan, output))
         network, data, validate = _parts(cases, options, start)
-        with Showing(output, cases.plan.config, trackers, validate) as shown:
+        showing = Showing(output, cases.plan.config, trackers, validate) if team.first else nullcontext(nothing)
+        with showing as shown:
             fitted = fit(network, data, validate, cases.plan.config.train, replace(options, after_epoch=shown))
-        report = _finished(cases, fitted, options)
+        report = team.share(lambda: _finished(cases, fitted, options))
     return TrainResult(output, fitted, report, cases.left_out)
+
+
+def _begun(
+    config: Config, output: Path, device: torch.device, watch: Watch, resume: bool, shared: Shared | None
+) -> tuple[Start | None, Prepared]:
+    """Return where the weights come from, None for chance, and the cases: planned and prepared."""
+    config = begin(config, output, resume)
+    kept = kept_preparation(output) if shared or (output / CONFIG).is_file() else None
+    start = None
+    if config.start.model is not None and not (resume and has_checkpoint(output)):  # which holds its weights
+        start = start_from(config, watch)
+        config, kept = start.config, kept or start.preparation
+    return start, prepare_cases(config, output, device, watch, kept, shared)
+
+
+def _write_down(plan: Plan, output: Path) -> None:
+    if not (output / CONFIG).is_file():  # a resumed run keeps the words of the plan that it began with
+        write_text(output / CONFIG, plan.to_yaml())
+    keep_preparation(output, plan.preparation)
 
 
 def _dtype(config: Config) -> torch.dtype:
@@ -140,10 +157,11 @@ def _parts(
     network = build(config.model, cases.plan.preparation.in_channels, cases.plan.out_channels)
     if start is not None:
         network.load_state_dict(start.network.state_dict())
-    data = TrainingSlices(cases.store, config.train, config.augment, context, config.seed)
+    data = TrainingSlices(cases.store, config.train, config.augment, context, config.seed, options.team)
     if cases.held_out_store is None:
         return network, data, None
-    return network, data, VolumeDice(cases.held_out_store, config, context, options.device, options.dtype)
+    place = options.device, options.dtype, options.team
+    return network, data, VolumeDice(cases.held_out_store, config, context, *place)
 
 
 def _with_steps(cases: Prepared, options: LoopOptions, start: Start | None, started: float) -> Plan:
@@ -157,10 +175,15 @@ def _with_steps(cases: Prepared, options: LoopOptions, start: Start | None, star
         _scored(load_model(folder / "model"), some, config, folder, silent)
 
     pace = rehearse(*_parts(cases, options, start), config.train, options, score, cases.held_out, config.budget)
-    left_s = seconds(config.budget) - (time.perf_counter() - started)
-    train = within_budget(config.budget, left_s, pace, config.train)
-    why = f"fits {config.budget}: {pace}"
-    options.watch("budget", 1, 1, f"{train.epochs} epochs of {train.steps_per_epoch} steps, which {why}")
+    return options.team.share(lambda: _fixed(plan, pace, started, options.watch))
+
+
+def _fixed(plan: Plan, pace: Pace, started: float, watch: Watch) -> Plan:
+    """Return the plan with the number of steps that the pace allows."""
+    config, budget = plan.config, plan.config.budget or ""
+    train = within_budget(budget, seconds(budget) - (time.perf_counter() - started), pace, config.train)
+    why = f"fits {budget}: {pace}"
+    watch("budget", 1, 1, f"{train.epochs} epochs of {train.steps_per_epoch} steps, which {why}")
     reasons = {**plan.reasons, "budget": "as set", "train.epochs": why, "train.steps_per_epoch": why}
     return replace(plan, config=config.model_copy(update={"train": train}), reasons=reasons)
 

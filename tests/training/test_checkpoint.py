@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from medseg.errors import RunError
-from medseg.training.checkpoint import load_checkpoint, save_checkpoint
+from medseg.training.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 
-STATE: dict[str, Any] = {"format": 1, "network": {"a.weight": torch.arange(4000.0)}, "epoch": 3, "best_dice": 0.5}
+STATE: dict[str, Any] = {"format": FORMAT, "network": {"a.weight": torch.arange(4000.0)}, "epoch": 3, "best_dice": 0.5}
 
 
 class Payload:
@@ -55,7 +55,7 @@ def test_the_old_one_stays_when_writing_fails(tmp_path: Path) -> None:
     save_checkpoint(path, STATE)
     kept = path.read_bytes()
     with pytest.raises(AttributeError):
-        save_checkpoint(path, {"format": 1, "large": torch.zeros(100_000), "fault": lambda: None})
+        save_checkpoint(path, {"format": FORMAT, "large": torch.zeros(100_000), "fault": lambda: None})
     assert path.read_bytes() == kept
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
@@ -107,7 +107,7 @@ def test_a_folder_and_nothing(tmp_path: Path) -> None:
     refused(tmp_path / "absent.pt")
 
 
-@pytest.mark.parametrize("other", [{"format": 2}, {}, [1, 2], torch.zeros(3), 5, None])
+@pytest.mark.parametrize("other", [{"format": FORMAT - 1}, {"format": FORMAT + 1}, {}, [1, 2], torch.zeros(3), 5, None])
 def test_archives_of_something_else(tmp_path: Path, other: object) -> None:
     torch.save(other, tmp_path / "last.pt")
     seal(tmp_path / "last.pt")
@@ -116,10 +116,10 @@ def test_archives_of_something_else(tmp_path: Path, other: object) -> None:
 
 def test_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
     path, mark = tmp_path / "last.pt", tmp_path / "mark"
-    path.write_bytes(pickle.dumps({"format": 1, "network": Payload(mark)}))
+    path.write_bytes(pickle.dumps({"format": FORMAT, "network": Payload(mark)}))
     seal(path)
     refused(path)
-    torch.save({"format": 1, "network": Payload(mark)}, path, _use_new_zipfile_serialization=False)
+    torch.save({"format": FORMAT, "network": Payload(mark)}, path, _use_new_zipfile_serialization=False)
     seal(path)
     refused(path)
     assert not mark.exists()
@@ -127,7 +127,7 @@ def test_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
 
 def test_an_archive_with_a_payload_is_not_run(tmp_path: Path) -> None:
     path, mark = tmp_path / "last.pt", tmp_path / "mark"
-    torch.save({"format": 1, "network": Payload(mark)}, path)
+    torch.save({"format": FORMAT, "network": Payload(mark)}, path)
     with zipfile.ZipFile(path) as archive:
         assert any(b"touch" in archive.read(name) for name in archive.namelist())  # the payload is there
     seal(path)
