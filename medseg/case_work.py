@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from medseg.case import Case
 from medseg.config.settings import CleanConfig
-from medseg.errors import RunError
+from medseg.errors import InputError, RunError
 from medseg.facts import ScanFacts, Seen, label_facts, scan_facts
 from medseg.grid import Grid
 from medseg.intensity import Statistics, measure
@@ -33,6 +33,7 @@ from medseg.postprocess import clean
 from medseg.preparation import Preparation
 from medseg.reading import read_case
 from medseg.review import Review, judge
+from medseg.scan import Scan
 from medseg.volume import Labels, Mask, Volume
 
 Format = Literal["nifti", "dicom-seg", "rtstruct"]
@@ -155,8 +156,10 @@ class CaseWork:
         """Read the scans.
 
         Raises:
-            InputError: when they are unfit, with the door's code.
+            InputError: when they are unfit, with the door's code; GRID-SHEAR before any work for a mask that no file
+                could carry.
         """
+        _check_shear(self._job.case.scans[0])
         with self._timed("read"):
             self._volume = read_case(self._job.case.scans)
         with self._timed("measure"):
@@ -169,7 +172,8 @@ class CaseWork:
     def cut(self, axis: int, start: int, stop: int) -> NDArray[np.generic]:
         """Return stored voxels `(c, i, j, k)` with index `start` to `stop - 1` along `axis`, packed."""
         with self._timed("cut"):
-            return np.ascontiguousarray(self._held.cut(axis, start, stop))
+            part = self._held.cut(axis, start, stop)
+            return part if part.flags.f_contiguous else np.ascontiguousarray(part)  # NIfTI's order goes as it lies
 
     def put(self, start: int, labels: NDArray[np.uint8]) -> None:
         """Take the labels `(n, rows, columns)` of consecutive slices of the working order, from slice `start` on."""
@@ -239,6 +243,13 @@ class CaseWork:
             yield
         finally:
             self._seconds[kind] += time.perf_counter() - start
+
+
+def _check_shear(scan: Scan) -> None:
+    if scan.grid is not None and scan.grid.is_sheared:
+        leaning = f"sheared by {scan.grid.shear_mm:.1f} mm at the corners (a tilted gantry)"
+        problem = f"the stack of slices is {leaning}, which a NIfTI mask cannot carry"
+        raise InputError("GRID-SHEAR", scan.case_id, problem, "Resample the scan to a grid with right angles first.")
 
 
 def ready() -> int:

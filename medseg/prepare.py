@@ -212,7 +212,7 @@ def _slab(cut: Cut, grid: Grid, preparation: Preparation, first: int, last: int)
     axis, count = order.axes[2], grid.shape[order.axes[2]]
     start, stop = (count - last, count - first) if order.flips[2] else (first, last)
     # numpy's cast copes with every stored type; torch has few operations for unsigned ones.
-    voxels = np.ascontiguousarray(cut(axis, start, stop), dtype=np.float32)
+    voxels = cut(axis, start, stop).astype(np.float32, order="K")
     return MetaTensor(torch.from_numpy(voxels), affine=torch.tensor(grid.block(axis, start, stop).affine))
 
 

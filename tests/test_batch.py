@@ -36,6 +36,7 @@ from medseg.prediction import Predictor, predict
 from medseg.preparation import Channel, Preparation
 from medseg.scan import find_scans, read
 from medseg.volume import Volume
+from tests.phantoms import save, series
 from tests.studies import (
     GRID,
     SHAPE,
@@ -438,6 +439,20 @@ def test_dicom_outputs_hold_the_same_mask(tmp_path: Path, model: Model) -> None:
     (out / f"{name}.seg.dcm").unlink()
     third = predict_folder([tmp_path / "in", tmp_path / "n" / "scans"], model, out, formats=("dicom-seg", "rtstruct"))
     assert {row.case: row.status for row in third} == {name: "done", "flat": "reused"}
+
+
+def test_a_tilted_gantry_is_refused_before_the_network_works(tmp_path: Path, model: Model) -> None:
+    lean = series("CT", step=(0.0, 0.9, 2.5))  # 2.5 mm up and 0.9 mm aside: about 20 degrees
+    save(lean, tmp_path / "in" / "tilted")
+    calls = count_calls(model)
+    ledger = predict_folder([tmp_path / "in"], model, tmp_path / "out", formats=("dicom-seg", "rtstruct"))
+    (row,) = ledger
+    assert (row.status, row.code) == ("rejected", "GRID-SHEAR")
+    assert "at the corners (a tilted gantry), which a NIfTI mask cannot carry" in row.message
+    assert "Resample" in row.message
+    assert "DICOM-TILT" in row.warnings
+    assert not calls
+    assert not list((tmp_path / "out").glob("tilted*"))
 
 
 def test_what_the_model_does_not_take_is_told_and_is_no_fault(tmp_path: Path) -> None:

@@ -65,7 +65,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ("io/dicom.py", "np.transpose(stack)[None]", "np.transpose(stack)[None, :, :, ::-1]", PIXELS),
     ("io/dicom.py", "np.transpose(stack)[None]", "np.transpose(stack, (1, 2, 0))[None]", PIXELS),
     ("io/dicom_pixels.py", 'order = "<" if pixels.little_endian else ">"', 'order = ">"', PIXELS),
-    ("io/dicom_pixels.py", "np.int32(times) + np.int32(plus)", "np.int32(times) - np.int32(plus)", PIXELS),
+    (
+        "io/dicom_pixels.py",
+        "np.add(values, holder(plus), out=values)",
+        "np.subtract(values, holder(plus), out=values)",
+        PIXELS,
+    ),
     ("io/dicom_pixels.py", '(words, ">u2").astype("<u2")', '(words, "<u2").astype("<u2")', GAUNTLET),
     ("io/dicom_pixels.py", "divmod(number, pixels.tiles)", "divmod(number, pixels.tiles)[::-1]", MOSAIC),
     ("io/dicom_mosaic.py", "right * (wide / 2)", "right * (high / 2)", MOSAIC),
