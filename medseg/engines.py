@@ -272,10 +272,16 @@ def _onnxruntime(network: Network) -> Compute:
     options.intra_op_num_threads = torch.get_num_threads()
     options.use_deterministic_compute = True
     options.enable_mem_pattern = False  # a plan of memory for each size of slices
+    options.log_severity_level = 4  # what fails is raised, too
     session = onnxruntime.InferenceSession(to_onnx(network), options, providers=["CPUExecutionProvider"])
 
     def layers(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+        try:
+            return torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+        except Exception as error:
+            if "Failed to allocate memory" in str(error):  # it has no error of its own for that
+                raise MemoryError(first_line(error)) from error
+            raise
 
     return lambda images: network.with_layers(layers, images)
 
