@@ -214,7 +214,9 @@ class Predictor:
                     raise
                 log.warning("out of memory on %s for two slices: going on with one", self.device)
         padded, (rows, columns) = pad_to(images, self.model.description.patch)
-        x = padded.to(self.device)
+        if self.device.type == "cuda":
+            padded = padded.pin_memory()  # the copy then runs beside the processor, which prepares the next slices
+        x = padded.to(self.device, non_blocking=True)
         # Columns are left and right of axial and coronal slices; in sagittal ones training mirrors nothing.
         mirror = self.config.mirror and self.model.preparation.plane != "sagittal"
         outputs = [compute(x) for compute in self._computes]
