@@ -22,6 +22,7 @@ from medseg import batch as batch_module
 from medseg.case_work import CaseWork, Opened
 from medseg.config import PredictConfig
 from medseg.config.settings import BatchConfig, CleanConfig
+from medseg.engines import Choice, choose
 from medseg.errors import RunError, UsageError
 from medseg.facts import label_facts, scan_facts, seen_in
 from medseg.grid import Grid
@@ -185,6 +186,30 @@ def test_masks_of_two_engines_do_not_mix(
         assert set(statuses(predict_folder([scans], model, tmp_path / "out")).values()) == {status}
         engine = {"name": "torch", "precision": "fp32", "version": number}
         assert json.loads((tmp_path / "out" / "run.json").read_text())["engine"]["engine"] == engine
+
+
+def test_the_choice_of_an_engine_is_kept_for_the_folder(
+    scans: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proofs = []
+
+    def counted(*arguments: Any) -> Choice:
+        proofs.append(1)
+        return choose(*arguments)
+
+    monkeypatch.setattr("medseg.prediction.choose", counted)
+    (scans / "a.nii.gz").write_bytes(b"no scan")  # proves nothing; the next one does
+    asked = PredictConfig(engine="torch", precision="bf16", device="cpu")
+    for status in ("done", "reused"):
+        ledger = predict_folder([scans], model, tmp_path / "out", config=asked)
+        assert {row.status for row in ledger if row.case != "a"} == {status}
+        assert len(proofs) == 1
+    chosen = json.loads((tmp_path / "out" / "run.json").read_text())["engine"]
+    assert chosen["engine"]["precision"] == "bf16"
+    assert 0 < chosen["proofs"][0]["dice"][0] <= 1
+    (tmp_path / "out" / "run.json").unlink()
+    predict_folder([scans], model, tmp_path / "out", config=asked)
+    assert len(proofs) == 2
 
 
 def _damage_mask(scans: Path, out: Path) -> None:
