@@ -20,8 +20,9 @@ from medseg.config.duration import seconds, written
 from medseg.errors import RunError
 from medseg.io.atomic import PARTIAL_PREFIX
 from medseg.models import Network
+from medseg.training.ahead import Batch, Data
 from medseg.training.data import VolumeDice
-from medseg.training.loop import Batch, Data, LoopOptions, fit
+from medseg.training.loop import LoopOptions, fit
 
 VALIDATION_SHARE = 0.15
 """The most of the time that validations and checkpoints may take; with more the network learns too little."""

@@ -14,7 +14,7 @@ from medseg.errors import ConfigError
 from medseg.models import Network
 from medseg.slices import context_span, pad_to, with_context
 from medseg.store import Entry, SliceStore
-from medseg.training.loop import Batch
+from medseg.training.ahead import Batch
 from medseg.training.sampling import SliceId, epoch_batches
 from medseg.training.team import ALONE, Team
 from medseg.volume import UNANNOTATED
@@ -58,7 +58,8 @@ class TrainingSlices:
         self._drawn: tuple[int, list[list[SliceId]]] = (-1, [])
 
     def _batches(self, epoch: int) -> list[list[SliceId]]:
-        if self._drawn[0] != epoch:
+        drawn = self._drawn  # one look: several threads make batches
+        if drawn[0] != epoch:
             config = self._config
             batches = epoch_batches(
                 self._slices,
@@ -69,8 +70,8 @@ class TrainingSlices:
                 seed=self._seed,
                 epoch=epoch,
             )
-            self._drawn = (epoch, batches)
-        return self._drawn[1]
+            self._drawn = drawn = (epoch, batches)
+        return drawn[1]
 
     def steps(self, epoch: int) -> int:
         """Count the batches of an epoch: the same in each."""

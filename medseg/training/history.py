@@ -24,6 +24,7 @@ class Epoch:
         learning_rate: of its last step.
         seconds: it took, validation included.
         best: whether its weights were the best so far.
+        waiting: share of the training time in which the network waited for data, 0 to 1.
     """
 
     epoch: int
@@ -32,6 +33,7 @@ class Epoch:
     learning_rate: float
     seconds: float
     best: bool
+    waiting: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def told_pace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(run_module, "rehearse", instead)
     monkeypatch.setattr(budget_module, "SPARE", 0.0)
-    monkeypatch.setattr(run_module.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     return asked
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        measured = ("seconds", "waiting")
+        return [{key: value for key, value in row.items() if key not in measured} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -345,3 +347,15 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not fit this run") as caught:
         fit(other, Blobs(), dice, settings(), LoopOptions(tmp_path, CPU, resume=True))
     assert caught.value.code == "RUN-RESUME"
+
+
+def test_the_share_of_waiting_is_written_down(tmp_path: Path) -> None:
+    class Slow(Blobs):
+        def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+            time.sleep(0.2)
+            return super().batch(epoch, step)
+
+    run(tmp_path / "slow", settings(epochs=1, average=None), data=Slow(steps=4), validate=None)
+    with (tmp_path / "slow" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert 0.5 < float(row["waiting"]) <= 1  # 0.8 s of sleep and four tiny steps
