@@ -210,9 +210,13 @@ def files(arguments: argparse.Namespace, place: Path) -> None:
     table(rows, "pydicom loop")
 
 
+SYNTAXES = {"uncompressed": None, "JPEG 2000": JPEG2000Lossless}
+
+
 def voxels(arguments: argparse.Namespace, place: Path) -> None:
     """Compare the reading of a CT series, uncompressed and JPEG 2000."""
-    for label, syntax in (("uncompressed", None), ("JPEG 2000", JPEG2000Lossless)):
+    for label in arguments.pixels:
+        syntax = SYNTAXES[label]
         folder, warm = place / label, place / f"warm {label}"
         write_series(warm, 4, 64, syntax)
         write_series(folder, arguments.slices, arguments.size, syntax)
@@ -239,6 +243,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--dcm2niix", default=shutil.which("dcm2niix"))
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--pixels", nargs="+", choices=SYNTAXES, default=list(SYNTAXES))
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as place:
