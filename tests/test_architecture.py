@@ -63,6 +63,7 @@ ROOMS = [
     ["training"],
     ["demo", "doctor"],
     ["cli"],
+    ["__main__"],
     [""],
 ]
 """Reading order: a module imports from rooms above its own, or from its own."""

@@ -68,8 +68,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(*words: object, **options: object) -> subprocess.Popen[str]:
     """Start the real program."""
     command = [sys.executable, "-m", "medseg", *map(str, words)]
-    if not (Path(medseg.cli.__file__).parent / "__main__.py").exists():
-        command[1:3] = ["-c", "from medseg.cli import main; main()"]
     # A shell that starts the tests in the background has Ctrl-C ignored, and what it starts inherits that.
     options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
@@ -90,6 +88,11 @@ def test_help(run: Run, words: tuple[str, ...]) -> None:
 def test_help_names_every_command(run: Run) -> None:
     _, out, _ = run("--help")
     assert all(f"{command} " in out for command in COMMANDS)
+
+
+def test_python_runs_it_as_a_module_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "medseg", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == medseg.__version__
 
 
 def test_version(run: Run) -> None:
