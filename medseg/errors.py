@@ -43,6 +43,11 @@ class MedsegError(Exception):
         """The sentence without the place: problem, code and advice."""
         return f"{self.problem} ({self.code}).{' ' + self.advice if self.advice else ''}"
 
+    @property
+    def exit_code(self) -> int:
+        """What a program that ends with this error returns: 2 for wrong usage, 1 for anything else."""
+        return 2 if isinstance(self, UsageError) else 1
+
     def __str__(self) -> str:
         """Return the whole sentence."""
         return f"{self.where}: {self.message}" if self.where else self.message

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
             ledger = predict_folder([scans], load_model(model_folder), output, batch=batch, watch=tell)
         except MedsegError as error:
             print(error, file=sys.stderr)
-            return 2
+            return error.exit_code
     print(ledger.counts())
     return ledger.exit_code
 

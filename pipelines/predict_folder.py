@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         found = find_scans(scans)
     except MedsegError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.exit_code
     failures = 0
     for scan in found:
         try:

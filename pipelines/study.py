@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         report = evaluate(output / "masks", references, output / "report", labels=model.labels)
     except MedsegError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.exit_code
     print(report.summary())
     print(f"report: {output / 'report' / 'report.html'}")
     return ledger.exit_code if ledger.exit_code or report.complete else 3

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         result = train(config, Path(run_folder), resume=True, watch=tell)
     except MedsegError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.exit_code
     print(result.summary())
     return 3 if result.left_out else 0
 

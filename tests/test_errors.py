@@ -45,6 +45,11 @@ def test_unknown_codes_are_a_fault_of_the_program() -> None:
         MedsegError("DICOM-NOPE", "", "")
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+def test_exit_code_tells_wrong_usage_from_faults(kind: type[MedsegError]) -> None:
+    assert kind("RUN-CRASH", "", "").exit_code == (2 if issubclass(kind, UsageError) else 1)
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_catalogue(code: str) -> None:
     assert re.fullmatch(r"[A-Z]+(-[A-Z]+)+", code)

@@ -122,3 +122,8 @@ def test_the_slurm_script_starts_one_task_for_each_gpu(tmp_path: Path) -> None:
     assert (cores, program) == ("6", "medseg")
     assert arguments == ["train", "my study.yaml", "budget=8h", "--output", "run", "--resume"]
     assert subprocess.run([script], env=environment, capture_output=True, check=False).returncode == 2
+
+
+def test_a_fault_is_not_wrong_usage(data: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(data / "study.yaml"), str(model), *LIGHT, "seed=1"]) == 1  # the folder holds another run
+    assert "RUN-RESUME" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from medseg.cli.terminal import (
 )
 from medseg.cli.training import demo, join, train
 from medseg.cli.watching import watch
-from medseg.errors import MedsegError, UsageError
+from medseg.errors import MedsegError
 
 app = App(
     name="medseg",
@@ -85,7 +85,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         command = " ".join(("medseg", *(error.command_chain or ())))
         return told(f"{error}\nSee {command} --help.", WRONG_USAGE)
     except MedsegError as error:
-        return told(str(error), WRONG_USAGE if isinstance(error, UsageError) else NOTHING_DONE)
+        return told(str(error), error.exit_code)
     except KeyboardInterrupt:
         return told(
             "stopped. What was finished is kept; the same command goes on from there (train: add --resume).", STOPPED
