@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +23,18 @@ RESAMPLES = 4000
 FEWEST = 5
 """Below so many patients no interval is given: a resample is too often one patient repeated."""
 
+FEWEST_PAIRED = 6
+"""Below so many patients no change of signs is rarer than 5 % (2 of 2**5), so a difference has no 95 % interval."""
+
 FEW = 20
-"""Below so many patients the report warns: intervals are wide, and may cover less often than they say."""
+"""Below so many patients the report warns: intervals are wide."""
 
 EXACT_GROUPS = 14
 """Up to so many patients all 2**n sign changes are counted; above, they are drawn."""
 
 DRAWS = 20_000
-"""Sign changes drawn where they are too many to count: a p of 0.05 is then known to about 0.0015."""
+"""Sign changes drawn where they are too many to count, so that a p of 0.05 is known to about 0.0015; and weights drawn
+for the mean of a score, whose ends vary by less than with the bootstrap's number."""
 
 BLOCK = 2_000_000
 """Most numbers that one step of a resampling holds at a time, about 16 MB."""
@@ -53,7 +56,7 @@ class Paired:
         cases: how many pairs.
         groups: how many patients they come from.
         difference: mean of (second minus first).
-        interval: of that mean, or None with fewer than `FEWEST` patients.
+        interval: the differences that the test would not reject, or None with fewer than `FEWEST_PAIRED` patients.
         p: two-sided, by exchanging the two within a patient.
         exact: whether all sign changes were counted; else they were drawn.
         smallest_p: what the test could at best give for these patients, were all changed the same way.
@@ -100,13 +103,13 @@ def mean_interval(
     high: float | None = None,
     seed: int = 0,
 ) -> Interval | None:
-    """Return the 95 % interval of a mean by a bootstrap over patients.
+    """Return the 95 % interval of a mean over patients.
 
-    Dice is skewed, with a heap at 0: the percentile bootstrap then covers too rarely. For a score with both bounds it
-    is the studentised one (Efron and Tibshirani 1993, chapter 12.5), which follows the skew, cut at the bounds. Without
-    bounds its ends run off in a small sample with one far value, so there it is BCa (chapter 14.3). With unequally many
-    cases a patient the mean over cases is a ratio of sums; its standard error comes from the patients' residuals
-    (Cochran 1977, section 2.11).
+    For a score with both bounds: weights for the patients are drawn as in the Bayesian bootstrap (Rubin 1981), and one
+    patient more stands at the worst value for the lower end, at the best for the upper (Gaffke 2005; Learned-Miller and
+    Thomas 2019). So the lower end knows of misses that a small sample did not happen to hold; where every score is 0 or
+    1 it is the exact interval of Clopper and Pearson. Without bounds it is the BCa bootstrap (Efron and Tibshirani
+    1993, chapter 14.3). The mean over cases is a ratio of sums over patients, since some have more cases than others.
 
     Args:
         values: one for each case, finite.
@@ -121,20 +124,19 @@ def mean_interval(
     totals, counts = _by_group(values, groups)
     if len(totals) < FEWEST:
         return None
-    centre, error = _ratio(totals, counts)
-    if error <= 1e-12 * max(1.0, abs(centre)):  # all equal: rounding is all that varies
+    if low is not None and high is not None:
+        return _bounded(totals, counts, low, high, seed)
+    centre = float(totals.sum() / counts.sum())
+    if np.abs(totals - centre * counts).max() <= 1e-12 * max(1.0, abs(centre)):  # equal: only rounding varies
         return Interval(centre, centre)
-    if low is None or high is None:
-        return _accelerated(totals, counts, centre, seed)
-    ends = np.clip(centre - _studentised(totals, counts, centre, seed)[::-1] * error, low, high)
-    return Interval(float(ends[0]), float(ends[1]))
+    return _accelerated(totals, counts, centre, seed)
 
 
 def median_interval(values: Sequence[float], groups: Sequence[str] | None = None, *, seed: int = 0) -> Interval | None:
     """Return the 95 % interval of a median by the percentile bootstrap over patients.
 
     For a median the percentiles of the draws are nearly the order statistics of the exact binomial interval, and a
-    standard error to studentise by cannot be had without smoothing.
+    acceleration cannot be had without smoothing.
 
     Returns:
         The interval, or None with fewer than `FEWEST` patients.
@@ -170,16 +172,15 @@ def paired(
     second: Sequence[float],
     groups: Sequence[str] | None = None,
     *,
-    low: float | None = None,
-    high: float | None = None,
     seed: int = 0,
 ) -> Paired:
     """Compare two sets of scores of the same cases by a permutation test over patients.
 
     Under the null the two are exchangeable within a patient, so the sign of each patient's summed difference is a coin
     (Good 2005). All sign changes are counted for up to `EXACT_GROUPS` patients; else they are drawn, and the observed
-    one counts as a draw, so p is never 0 and the test keeps its level. `low` and `high` bound the difference, for its
-    interval.
+    one counts as a draw, so p is never 0 and the test keeps its level. The interval holds the differences that the same
+    test would not reject: its ends are order statistics of the means of all, or of the drawn, subsets of the patients
+    (Hartigan 1969).
     """
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     totals, counts = _by_group(differences.tolist(), groups)
@@ -189,8 +190,8 @@ def paired(
         cases=len(differences),
         groups=len(totals),
         difference=mean,
-        interval=mean_interval(differences.tolist(), groups, low=low, high=high, seed=seed),
-        p=_sign_test(totals, seed),
+        interval=_not_rejected(totals, counts, seed),
+        p=_sign_test(totals[totals != 0], seed),
         exact=moving <= EXACT_GROUPS,
         smallest_p=max(2.0 ** (1 - moving), 0.0 if moving <= EXACT_GROUPS else 1 / (DRAWS + 1)) if moving else 1.0,
         effect=float((totals / counts).mean()) / spread if spread > 0 else None,
@@ -239,14 +240,6 @@ def _by_group(values: Sequence[float], groups: Sequence[str] | None) -> tuple[Fl
     return totals, np.bincount(member).astype(np.float64)
 
 
-def _ratio(totals: Floats, counts: Floats) -> tuple[float, float]:
-    """Return the mean over cases and its standard error over patients."""
-    n = len(totals)
-    mean = float(totals.sum() / counts.sum())
-    error = np.sqrt(n / (n - 1) * ((totals - mean * counts) ** 2).sum()) / counts.sum()
-    return mean, float(error)
-
-
 def _draws(groups: int, width: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """Yield how often each patient is drawn, `(draws, groups)`, in blocks that stay small for `width` cases."""
     generator = np.random.default_rng(seed)
@@ -258,21 +251,21 @@ def _draws(groups: int, width: int, seed: int) -> Iterator[NDArray[np.int64]]:
         yield np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups)
 
 
-def _studentised(totals: Floats, counts: Floats, centre: float, seed: int) -> Floats:
-    """Return the 2.5 and 97.5 % quantiles of (mean* - mean) / error* over the draws."""
-    n, found = len(totals), []
-    for weights in _draws(n, n, seed):
-        cases = weights @ counts
-        mean = weights @ totals / cases
-        squares = weights @ totals**2 - 2 * mean * (weights @ (totals * counts)) + mean**2 * (weights @ counts**2)
-        error = np.sqrt(n / (n - 1) * np.maximum(squares, 0)) / cases
-        error[error <= 1e-9 * max(1.0, abs(centre))] = 0  # one patient repeated, or equal ones: t has no bound
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found.append((mean - centre) / error)
-    t = np.concatenate(found)
-    t = t[~np.isnan(t)]
+def _bounded(totals: Floats, counts: Floats, low: float, high: float, seed: int) -> Interval:
+    """Return the interval of a mean between bounds, with a patient of average size more at the bound of either end."""
+    n, generator, size = len(totals), np.random.default_rng(seed), float(counts.mean())
+    bottom, top = [], []
+    block = max(1, BLOCK // n)
+    for start in range(0, DRAWS, block):
+        # Exponential weights over their sum fall as Dirichlet(1, ..., 1) does; the ratio needs no sum.
+        weights = generator.standard_exponential((min(block, DRAWS - start), n + 1))
+        known, added = weights[:, :n], weights[:, n] * size
+        total, cases = known @ totals, known @ counts + added
+        bottom.append((total + added * low) / cases)
+        top.append((total + added * high) / cases)
     tail = (1 - CONFIDENCE) / 2
-    return np.array([np.quantile(t, tail, method="lower"), np.quantile(t, 1 - tail, method="higher")])
+    ends = np.quantile(np.concatenate(bottom), tail), np.quantile(np.concatenate(top), 1 - tail)
+    return Interval(*(float(np.clip(end, low, high)) for end in ends))
 
 
 def _accelerated(totals: Floats, counts: Floats, centre: float, seed: int) -> Interval:
@@ -299,20 +292,37 @@ def _weighted_medians(ranked: Floats, weights: NDArray[np.int64]) -> Floats:
     return np.asarray((below + above) / 2, dtype=np.float64)
 
 
-def _sign_test(totals: Floats, seed: int) -> float:
-    moving = totals[totals != 0]
+def _subsets(groups: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield which patients change their sign, `(changes, groups)`: all 2**n ways for few patients, else drawn ones."""
+    if groups <= EXACT_GROUPS:
+        yield (np.arange(2**groups)[:, None] >> np.arange(groups) & 1).astype(np.uint8)
+        return
+    generator, block = np.random.default_rng(seed), max(1, BLOCK // groups)
+    for start in range(0, DRAWS, block):
+        # Eight signs from each random byte: several times faster than one draw for each.
+        packed = generator.integers(0, 256, (min(block, DRAWS - start), -(-groups // 8)), dtype=np.uint8)
+        yield np.unpackbits(packed, axis=1, count=groups)
+
+
+def _sign_test(moving: Floats, seed: int) -> float:
     if not len(moving):
         return 1.0
     # Equal sums in another order of adding count as equal.
     observed = abs(moving.sum()) - 1e-12 * np.abs(moving).sum()
-    if len(moving) <= EXACT_GROUPS:
-        signs = np.array(list(product((-1.0, 1.0), repeat=len(moving))))
-        return float((np.abs(signs @ moving) >= observed).mean())
-    generator, hits = np.random.default_rng(seed), 0
-    block = max(1, BLOCK // len(moving))
-    for start in range(0, DRAWS, block):
-        # Eight signs from each random byte: several times faster than one draw for each.
-        packed = generator.integers(0, 256, (min(block, DRAWS - start), -(-len(moving) // 8)), dtype=np.uint8)
-        kept = np.unpackbits(packed, axis=1, count=len(moving)) @ moving
-        hits += int((np.abs(2 * kept - moving.sum()) >= observed).sum())
-    return (hits + 1) / (DRAWS + 1)
+    changed = np.concatenate([subsets @ moving for subsets in _subsets(len(moving), seed)])
+    hits = int((np.abs(moving.sum() - 2 * changed) >= observed).sum())
+    return hits / len(changed) if len(moving) <= EXACT_GROUPS else (hits + 1) / (DRAWS + 1)
+
+
+def _not_rejected(totals: Floats, counts: Floats, seed: int) -> Interval | None:
+    """Return the mean differences that the sign test does not reject; None with too few patients.
+
+    A difference below the mean has p = 2 (1 + k) / 2**n, where k of the non-empty subsets have a mean of at most it.
+    """
+    n = len(totals)
+    if n < FEWEST_PAIRED:
+        return None
+    sums = np.concatenate([np.stack([s @ totals, s @ counts]) for s in _subsets(n, seed)], axis=1)
+    means = np.sort(sums[0, sums[1] > 0] / sums[1, sums[1] > 0])
+    rank = int((1 - CONFIDENCE) / 2 * sums.shape[1])
+    return Interval(float(means[rank - 1]), float(means[-rank]))

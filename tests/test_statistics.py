@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from medseg.statistics import FEWEST, agreement, holm, mean_interval, median_interval, paired, rate_interval
+from medseg.statistics import (
+    FEWEST,
+    FEWEST_PAIRED,
+    agreement,
+    holm,
+    mean_interval,
+    median_interval,
+    paired,
+    rate_interval,
+)
 
 scores = st.lists(st.floats(0, 1), min_size=FEWEST, max_size=40)
 
@@ -38,9 +47,29 @@ def test_too_few_patients_give_no_interval():
     assert mean_interval(list(np.linspace(0, 1, 12)), list("aaabbbcccddd")) is None
 
 
-def test_equal_values_give_a_point():
-    assert mean_interval([0.7] * 10, low=0, high=1).low == pytest.approx(0.7)
-    assert mean_interval([0.7] * 10, low=0, high=1).high == pytest.approx(0.7)
+def test_equal_values_without_bounds_give_a_point():
+    assert mean_interval([0.7] * 10).low == pytest.approx(0.7)
+    assert mean_interval([0.7] * 10).high == pytest.approx(0.7)
+
+
+def test_equal_scores_leave_room_for_what_the_sample_did_not_hold():
+    # The added patient's weight is Beta(1, 10): above w with (1 - w)^10 = .025, so w = .3085 at the tail.
+    weight = 1 - 0.025 ** (1 / 10)
+    ends = mean_interval([0.7] * 10, low=0, high=1)
+    assert ends.low == pytest.approx(0.7 * (1 - weight), abs=0.01)
+    assert ends.high == pytest.approx(0.7 + 0.3 * weight, abs=0.01)
+
+
+@pytest.mark.parametrize(("hits", "tries"), [(0, 8), (3, 11), (20, 30), (30, 30)])
+def test_scores_of_0_and_1_give_the_exact_interval_of_a_rate(hits, tries):
+    mine, exact = mean_interval([1.0] * hits + [0.0] * (tries - hits), low=0, high=1), rate_interval(hits, tries)
+    assert (mine.low, mine.high) == (pytest.approx(exact.low, abs=0.01), pytest.approx(exact.high, abs=0.01))
+
+
+def test_bounds_other_than_0_and_1_only_stretch_the_interval():
+    values = np.random.default_rng(3).random(12)
+    unit, stretched = mean_interval(values, low=0, high=1), mean_interval(values * 2 - 1, low=-1, high=1)
+    assert (stretched.low, stretched.high) == pytest.approx((unit.low * 2 - 1, unit.high * 2 - 1))
 
 
 def test_patients_are_drawn_not_cases():
@@ -62,19 +91,20 @@ def test_bca_agrees_with_scipy():
     assert mine.high == pytest.approx(theirs.high, abs=0.06 * width)
 
 
-def test_studentised_interval_is_near_students_t_for_a_normal_sample():
-    values = np.random.default_rng(5).normal(0.5, 0.05, 60)
+def test_interval_is_near_students_t_for_a_large_normal_sample():
+    values = np.random.default_rng(5).normal(0.5, 0.15, 600).clip(0, 1)
     mine = mean_interval(values.tolist(), low=0, high=1)
-    low, high = stats.t.interval(0.95, 59, values.mean(), values.std(ddof=1) / 60**0.5)
-    assert (mine.low, mine.high) == (pytest.approx(low, abs=0.003), pytest.approx(high, abs=0.003))
+    low, high = stats.t.interval(0.95, 599, values.mean(), values.std(ddof=1) / 600**0.5)
+    assert (mine.low, mine.high) == (pytest.approx(low, abs=0.002), pytest.approx(high, abs=0.002))
 
 
-def test_coverage_of_skewed_zero_inflated_scores():
+@pytest.mark.parametrize("missed", [0.05, 0.15])
+def test_coverage_of_skewed_zero_inflated_scores(missed):
     generator, held = np.random.default_rng(11), 0
-    true = 0.85 * 8 / 10  # 15 % zeros, the others Beta(8, 2)
+    true = (1 - missed) * 8 / 10  # a share at 0, the others Beta(8, 2)
     for study in range(150):
         values = generator.beta(8, 2, 30)
-        values[generator.random(30) < 0.15] = 0
+        values[generator.random(30) < missed] = 0
         interval = mean_interval(values.tolist(), low=0, high=1, seed=study)
         held += interval.low <= true <= interval.high
     # 95 % of 150 is 142; 4 standard errors below is 132 (sqrt(150 x .95 x .05) = 2.7).
@@ -99,6 +129,27 @@ def test_permutation_agrees_with_scipy_and_with_counting():
     )
     assert paired(a, b).p == pytest.approx(by_hand)
     assert paired(a, b).p == pytest.approx(theirs.pvalue)
+
+
+@pytest.mark.parametrize("groups", [6, 9, 12])
+def test_the_interval_of_a_difference_ends_where_the_test_begins_to_reject(groups):
+    d = np.random.default_rng(groups).normal(0.3, 1, groups)
+    ends, step = paired(np.zeros(groups), d).interval, 1e-6
+    inside, outside = (ends.low + step, ends.high - step), (ends.low - step, ends.high + step)
+    assert all(paired(np.zeros(groups), d - shift).p > 0.05 for shift in inside)
+    assert all(paired(np.zeros(groups), d - shift).p <= 0.05 for shift in outside)
+
+
+def test_the_interval_of_a_difference_by_hand():
+    # Of 63 subset means the smallest is that of the patient with the smallest difference: .025 x 64 = 1.6, the first.
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.9]
+    ends = paired([0.0] * 6, values).interval
+    assert (ends.low, ends.high) == (pytest.approx(0.1), pytest.approx(0.9))
+    assert paired([0.0] * 5, values[:5]).interval is None
+    # By patient: twelve scans of six patients, weighted by their number.
+    ends = paired([0.0] * 12, [v for v in values for _ in range(2)], [str(n) for n in range(6) for _ in range(2)])
+    assert (ends.interval.low, ends.interval.high) == (pytest.approx(0.1), pytest.approx(0.9))
+    assert FEWEST_PAIRED == 6
 
 
 def test_a_patient_with_many_scans_counts_once():

@@ -246,9 +246,7 @@ def _label(
         groups.append(a.group or b.group or a.case)
     if not changes:
         return None
-    widest = _widest(metric)
-    low = None if widest is None else -widest
-    test = paired([c.first for c in changes], [c.second for c in changes], groups, low=low, high=widest)
+    test = paired([c.first for c in changes], [c.second for c in changes], groups)
     compared = [(a, b) for a, b in shared if a.case not in unlike]
     return Difference(
         label,
@@ -267,13 +265,13 @@ def _label(
     )
 
 
+def _other_reference(a: CaseScores, b: CaseScores) -> bool:
+    """Reports of before there were hashes are told apart by volume alone; its tolerance is rounding of the affine."""
+    return bool(a.reference_hash and b.reference_hash) and a.reference_hash != b.reference_hash
+
+
 def _alarms(cases: Sequence[CaseScores], label: str) -> int:
     return sum(case.label(label).outcome == "false alarm" for case in cases)
-
-
-def _widest(metric: Metric) -> float | None:
-    """A score within bounds has a difference within bounds."""
-    return None if metric.low is None or metric.high is None else metric.high - metric.low
 
 
 def _metric(name: str) -> Metric:

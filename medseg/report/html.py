@@ -18,7 +18,7 @@ from medseg.report.compare import Difference
 from medseg.report.pictures import Picture
 from medseg.report.results import Report
 from medseg.report.viewer import Embedded
-from medseg.statistics import FEWEST, RESAMPLES
+from medseg.statistics import FEWEST
 
 FIRST_CARDS = 12
 """Cards shown at once; the others are one click away."""
@@ -77,7 +77,6 @@ def render(
         script=Markup(script),  # noqa: S704
         style_hash=_hash(style),
         script_hash=_hash(script),
-        resamples=RESAMPLES,
         fewest=FEWEST,
     )
 

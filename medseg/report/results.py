@@ -47,7 +47,7 @@ class Summary:
         cases: how many cases have a value.
         blank: how many have none.
         mean: None, as the following, when no case has a value.
-        mean_interval: 95 %, studentised bootstrap by patient; None with too few patients.
+        mean_interval: 95 %, by patient (`medseg.statistics.mean_interval`); None with too few patients.
         median: of the values.
         median_interval: 95 %, percentile bootstrap by patient.
         deviation: standard deviation over cases; None with fewer than two.
@@ -351,8 +351,8 @@ def _warnings(cases: Sequence[CaseScores], results: Sequence[LabelReport]) -> li
     patients = len({case.group or case.case for case in cases})
     if patients < FEW:
         said.append(
-            f"Few cases: {patients} patient{'' if patients == 1 else 's'}. Intervals are wide; below {FEW} patients "
-            "a 95 % interval of a skewed score may hold the true mean less often than that. Do not rank methods by it."
+            f"Few cases: {patients} patient{'' if patients == 1 else 's'}. Intervals are wide, and those of distances "
+            f"and volumes may hold the true mean less often than 95 % below {FEW} patients. Do not rank methods."
         )
     if partly := [case.unannotated_ml for case in cases if case.unannotated_ml]:
         said.append(

@@ -111,7 +111,7 @@ def _notes(report: Report) -> list[str]:
         notes.append(f"{result.label}: {counts}{missing}.")
     if report.refused:
         notes.append(f"{len(report.refused)} cases were refused and are not in the figures.")
-    return [*notes, report.rule, "Intervals: bootstrap over patients."]
+    return [*notes, report.rule, "Intervals: 95 %, over patients."]
 
 
 def _markdown(text: str) -> str:
