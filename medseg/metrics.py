@@ -182,6 +182,7 @@ class CaseScores:
         missing: why there is no prediction; empty when there is one.
         group: the patient, for statistics by patient; the case itself when empty.
         unannotated_ml: volume that nobody annotated; nothing in it was scored.
+        reference_hash: of the reference's label numbers; tells whether two reports judge by the same one.
     """
 
     case: str
@@ -189,6 +190,7 @@ class CaseScores:
     missing: str = ""
     group: str = ""
     unannotated_ml: float = 0.0
+    reference_hash: str = ""
 
     def label(self, name: str) -> LabelScores:
         """Return the scores of one label by name."""

@@ -58,6 +58,7 @@ def evaluate(
         groups=patients,
         strata=columns,
         unannotated=unannotated,
+        command=_command(masks, references, labels, groups, strata, by, unannotated),
         watch=_count_cases,
     )
     screen.close()
@@ -96,6 +97,25 @@ def compare(*paths: Path, metric: str = "dice", output: Annotated[Path | None, O
         write_comparison(differences, output)
         out.print(plain(f"comparison: {output / 'compare.html'}"))
     return DONE
+
+
+def _command(
+    masks: Path,
+    references: Path,
+    labels: str | None,
+    groups: Path | None,
+    strata: Path | None,
+    by: str | None,
+    unannotated: tuple[int, ...],
+) -> str:
+    """Return what decides the figures, for the report: folders and files by name, since a path may hold a person's."""
+    import shlex
+
+    paths = {"--masks": masks, "--references": references, "--groups": groups, "--strata": strata}
+    texts = {"--labels": labels, "--by": by, "--unannotated": " ".join(str(n) for n in unannotated)}
+    named = [f"{option} {shlex.quote(path.resolve().name)}" for option, path in paths.items() if path]
+    plain_texts = [f"{option} {shlex.quote(text)}" for option, text in texts.items() if text]
+    return " ".join(["medseg evaluate", *named, *plain_texts])
 
 
 def _count_cases(done: int, total: int) -> None:
@@ -140,7 +160,7 @@ def _read_groups(path: Path) -> dict[str, str]:
 
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return {row["case"]: row["group"] for row in csv.DictReader(file)}
+            return {row["case"]: (row["group"] or "").strip() for row in csv.DictReader(file)}
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
         problem = "not readable as a CSV file with the columns case and group"
         raise UsageError("USAGE-PATH", str(path), problem, "Its first line is: case,group") from error

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from medseg.errors import MedsegError, UsageError
@@ -18,6 +15,7 @@ from medseg.report.floor import Floor, location_floor
 from medseg.report.folders import Found, Source, find_pairs, read_labels
 from medseg.report.html import case_dice, render, render_comparison
 from medseg.report.pictures import Picture, draw
+from medseg.report.provenance import predicted_by, provenance
 from medseg.report.results import LabelReport, Refusal, Report, Summary, json_schema, summarise
 from medseg.report.scoring import Pair, Scored, numbers_found, score_pairs
 from medseg.report.strata import Columns, read_strata
@@ -88,6 +86,7 @@ def evaluate(
     unannotated: Collection[int] = (),
     pictures: int = PICTURES,
     viewer_mb: float = LIMIT_MB,
+    command: str = "",
     watch: Watch | None = None,
 ) -> Report:
     """Score the NIfTI masks of a folder against references, and write `report.json`, `scores.csv` and `report.html`.
@@ -108,6 +107,7 @@ def evaluate(
         unannotated: numbers of references that mark what nobody annotated: there neither mask counts.
         pictures: how many cases get pictures, worst first.
         viewer_mb: size of the volumes that the report's viewer scrolls through, worst cases first; 0 for none.
+        command: what the report's provenance says it was called by.
         watch: called with (done, all) after each case.
 
     Raises:
@@ -117,7 +117,8 @@ def evaluate(
     found = find_pairs(masks, references, scans, groups)
     names = labels or read_labels(masks) or numbers_found(found.pairs, unannotated)
     shown = _Shown(pictures, viewer_mb)
-    return _evaluate(found, output, names, tolerance_mm, frozenset(unannotated), strata or {}, shown, watch)
+    known = ({"command": command} if command else {}) | predicted_by(masks)
+    return _evaluate(found, output, names, tolerance_mm, frozenset(unannotated), strata or {}, shown, watch, known)
 
 
 def evaluate_pairs(
@@ -168,6 +169,7 @@ def _evaluate(
     strata: Columns,
     shown: _Shown,
     watch: Watch | None,
+    predicted: Mapping[str, str] | None = None,
 ) -> Report:
     if both := sorted(unannotated & (set(labels.names) | {0})):
         problem = f"{both[0]} is {'background' if not both[0] else f'the label {labels.names[both[0]]!r}'}"
@@ -181,7 +183,12 @@ def _evaluate(
         floors=_floors(scored, labels),
         unscored=found.unscored,
         unreferenced=found.unreferenced,
-        provenance=_provenance(),
+        provenance=provenance(
+            [s.reference_hash for s in scored],
+            [s.mask_hash for s in scored],
+            {"labels": dict(labels.names), "tolerance_mm": tolerance_mm, "unannotated": sorted(unannotated)},
+            predicted or {},
+        ),
         strata=strata,
     )
     _draw_worst(report, {pair.case: pair for pair in found.pairs}, unannotated, shown)
@@ -211,19 +218,3 @@ def _draw_worst(report: Report, pairs: Mapping[str, Pair], unannotated: frozense
             shown.add(case.case, annotated_part(reference, reference, unannotated), mask, scan)
         except MedsegError as error:
             shown.notes[case.case] = f"No picture: {error.problem}."
-
-
-def _provenance() -> dict[str, str]:
-    packages = ("medseg", "numpy", "scipy", "nibabel")
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        **{name: _version(name) for name in packages},
-        "Python": platform.python_version(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed as a package"

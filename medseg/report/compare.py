@@ -56,7 +56,7 @@ class Difference:
         changes: every compared case, the one that the second report does worst by first.
         only_first: cases that the second report does not hold.
         only_second: likewise.
-        unlike: cases whose references differ in volume: not the same reference, so not compared.
+        unlike: cases whose references differ in content or volume: not the same reference, so not compared.
         blank: cases without a value in one report or in both.
         alarms: false alarms in the first and in the second report, among the cases of both.
         left_out: labels that are in one of the two reports only.
@@ -235,7 +235,7 @@ def _label(
     changes, groups, unlike, blank = [], [], [], []
     for a, b in shared:
         mine, theirs = a.label(label), b.label(label)
-        if not np.isclose(mine.reference_ml, theirs.reference_ml, rtol=1e-6, atol=1e-9):  # rounding of the affine only
+        if _other_reference(a, b) or not np.isclose(mine.reference_ml, theirs.reference_ml, rtol=1e-6, atol=1e-9):
             unlike.append(a.case)
             continue
         x, y = mine.value(metric.name), theirs.value(metric.name)

@@ -60,11 +60,11 @@ def find_pairs(
         masks: a folder of NIfTI masks, with the `cases.csv` of the batch when there is one.
         references: a folder of NIfTI masks, or case id to file.
         scans: case id to NIfTI file, DICOM folder or scan, for the pictures; the ledger's sources by default.
-        groups: case id to patient, for the statistics.
+        groups: case id to patient, for the statistics; letter case of the ids aside.
 
     Raises:
         UsageError: USAGE-PATH for a folder that does not exist, DATA-EMPTY without references, or when nothing
-            pairs and no ledger says why.
+            pairs and no ledger says why, USAGE-OPTION for groups that name none of the cases.
     """
     rows = _ledger(masks)
     mine = _masks(masks, rows)
@@ -79,6 +79,7 @@ def find_pairs(
         names = f"masks such as {ids[0]!r}, references such as {theirs[0][0]!r}" if ids else "no NIfTI mask found"
         raise UsageError("DATA-EMPTY", str(masks), names, "Masks and references pair by equal names.")
     of_case = {row.case: row for row in rows}
+    patients = _numbered(groups or {})
     pairs = []
     for number, (name, _, path) in enumerate(theirs):
         case = ids[matched[number]] if number in matched else name
@@ -88,7 +89,14 @@ def find_pairs(
         if number in unsure:
             mask = partial(_refuse, name, [ids[n] for n in unsure[number]])
         scan = partial(_read_scan, source) if source else None
-        pairs.append(Pair(case, partial(read_mask, path), mask, scan, reason, (groups or {}).get(case, "")))
+        pairs.append(Pair(case, partial(read_mask, path), mask, scan, reason, patients.get(case.casefold(), "")))
+    if patients and not any(pair.group for pair in pairs):
+        raise UsageError(
+            "USAGE-OPTION",
+            "groups",
+            f"no case of the table is among the cases, such as {pairs[0].case!r}",
+            "Its column case holds the case ids, as in scores.csv.",
+        )
     used = {ids[n] for n in matched.values()} | {ids[n] for some in unsure.values() for n in some}
     unscored = [Refusal(r.case, r.code, r.message) for r in rows if _lost(r) and r.case not in used]
     return Found(tuple(pairs), tuple(sorted(set(mine) - used)), tuple(unscored))
@@ -193,6 +201,12 @@ def _match(
 def _refuse(reference: str, candidates: Sequence[str]) -> Mask:
     problem = f"more than one reference or mask goes by this name: {', '.join(candidates)}"
     raise MaskError("MASK-AMBIGUOUS", reference, problem, "Rename them, so that one mask fits one reference.")
+
+
+def _numbered(groups: Mapping[str, str]) -> dict[str, str]:
+    """Case id (folded) to the patient's number: what people call their patients stays out of reports."""
+    names = sorted({name for name in groups.values() if name})
+    return {case.casefold(): f"patient-{names.index(name) + 1}" for case, name in groups.items() if name}
 
 
 def _lost(row: Row) -> bool:
