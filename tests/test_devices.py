@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from medseg.devices import choose_device, choose_precision
+from medseg.config.networks import UNetConfig
+from medseg.devices import choose_device, choose_layout, choose_precision
 from medseg.errors import RunError
+from medseg.models import build
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +29,11 @@ def test_precision_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         able = {flag: True}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
         assert choose_precision("auto", cpu) == wanted  # a fact of the device: the same masks each time
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "instance", "group"])
+def test_instance_normalisation_on_a_processor_gets_planes(norm: Any) -> None:
+    network = build(UNetConfig(widths=(4, 8), norm=norm), 3, 2)
+    wanted = torch.contiguous_format if norm == "instance" else torch.channels_last
+    assert choose_layout(network, torch.device("cpu")) == wanted
+    assert choose_layout(network, torch.device("cuda")) == torch.channels_last

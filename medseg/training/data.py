@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medseg.augment import Augment, fit_patch, random_state
 from medseg.config import AugmentConfig, Config, TrainConfig
+from medseg.devices import choose_layout
 from medseg.errors import ConfigError
 from medseg.models import Network
 from medseg.slices import context_span, pad_to, with_context
@@ -173,7 +174,7 @@ class VolumeDice:
     def labels(self, network: Network, images: Tensor) -> Tensor:
         """Return the label numbers `(n, h, w)` uint8 that a network gives to slices `(n, c, h, w)`."""
         padded, (rows, columns) = pad_to(images, self._patch)
-        x = padded.to(self._device, memory_format=torch.channels_last)
+        x = padded.to(self._device, memory_format=choose_layout(network, self._device))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             logits: Tensor = network(x)[..., rows, columns]
         chosen = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.max(1).indices

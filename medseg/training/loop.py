@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.config.settings import TrainConfig
-from medseg.devices import is_out_of_memory
+from medseg.devices import choose_layout, is_out_of_memory
 from medseg.errors import ConfigError, RunError, first_line
 from medseg.models import Network
 from medseg.progress import Watch, silent
@@ -113,7 +113,8 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
     epochs, folder, device, watch = config.epochs, options.folder, options.device, options.watch
     mixed, team = options.dtype == torch.bfloat16, options.team
     network = team.normalised_together(network.to(device), device)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+    layout = choose_layout(network, device)
+    network = network.to(memory_format=layout)  # type: ignore[call-overload]  # not in the stub
     state = TrainingState(network, config, total_steps=sum(data.steps(epoch) for epoch in range(epochs)))
     checkpoint = folder / CHECKPOINT
     if options.resume and checkpoint.is_file():
@@ -128,7 +129,7 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
         network.train()
         batches = Ahead(data, state.epoch, threads_for(device, team.count), pinned=device.type == "cuda")
         for step, (images, labels) in enumerate(batches):
-            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            images = images.to(device, memory_format=layout, non_blocking=True)
             labels = labels.to(device, non_blocking=True)
             state.set_learning_rate()
             with _memory_explained(images, device):
