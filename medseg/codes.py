@@ -70,7 +70,7 @@ CODES: dict[str, str] = {
     "NIFTI-SIZE": "the header claims more than the file or the memory can hold",
     "NIFTI-SHEAR": "warning: the axes of the sform are not at right angles",
     "NIFTI-UNITS": "warning: lengths were in metres or microns and were converted, or may be",
-    "NIFTI-NAME": "warning: the ending of the name and the content disagree about compression",
+    "NIFTI-NAME": "warning: the ending of the name and the content disagree",
     # DICOM objects and series
     "DICOM-READ": "a file of the series is empty, damaged, cut short or not readable",
     "DICOM-SIZE": "a header claims more than its file can hold",
@@ -102,6 +102,7 @@ CODES: dict[str, str] = {
     "DICOM-LOSSY": "warning: the pixels were compressed with loss",
     # files that are no scans: passed over
     "SKIP-JUNK": "neither DICOM nor NIfTI",
+    "SKIP-FORMAT": "packed, or an image of a format that is not read",
     "SKIP-HIDDEN": "a hidden, temporary or system file",
     "SKIP-SPECIAL": "a pipe, socket, device or broken link",
     "SKIP-UNREADABLE": "a file or folder that cannot be opened",

@@ -24,11 +24,16 @@ from medseg.io.dicom_series import ADVICE, SeriesVolume, plan_volumes, shown
 from medseg.io.files import Found, Skip, walk
 from medseg.io.nifti import inspect, is_nifti
 from medseg.io.nifti import read_volume as read_nifti_volume
+from medseg.io.nifti_bytes import holds_nifti
 from medseg.scan_ids import Place, assign_ids
 from medseg.volume import Volume
 
 DICOM_ENDINGS = ("dcm", "dicom", "dic", "ima")
 """By which files claim to be DICOM."""
+
+PACKED = (".zip", ".tar", ".tgz", ".tar.gz", ".bz2", ".xz", ".7z", ".rar")
+OTHER_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".mnc", ".par", ".rec")
+"""Endings of what may hold scans, but not as DICOM or NIfTI files."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,10 @@ def take_inventory(paths: Sequence[Path], *, lasting_ids: bool = False) -> Inven
     """
     files, skipped = walk(paths)
     niftis = [found for found in files if is_nifti(found.path)]
-    headers, junk = _read_headers([found for found in files if not is_nifti(found.path)])
+    headers, others = _read_headers([found for found in files if not is_nifti(found.path)])
+    nameless = [holds_nifti(found.path) for found in others]
+    niftis += [found for found, is_one in zip(others, nameless, strict=True) if is_one]
+    junk = [_junk(found.path) for found, is_one in zip(others, nameless, strict=True) if not is_one]
     volumes, left_over = _plan_series([header for header, _ in headers])
     places = {header.path: found for header, found in headers}
     scans = _named(volumes, niftis, places, lasting_ids)
@@ -182,11 +190,11 @@ def read(scan: Scan) -> Volume:
 # ---- DICOM ---------------------------------------------------------------------------------------------------------
 
 
-def _read_headers(files: Sequence[Found]) -> tuple[list[tuple[Header, Found]], list[Skip]]:
-    """Headers of what is DICOM, or may have been; everything else is skipped."""
+def _read_headers(files: Sequence[Found]) -> tuple[list[tuple[Header, Found]], list[Found]]:
+    """Headers of what is DICOM, or may have been; and everything else."""
     read = list(zip(files, read_headers(files), strict=True))
     slices = _name_patterns(header for _, header in read if header and header.kind == "image")
-    headers, junk = [], []
+    headers, others = [], []
     for found, header in read:
         if header is not None:
             headers.append((header, found))
@@ -194,8 +202,17 @@ def _read_headers(files: Sequence[Found]) -> tuple[list[tuple[Header, Found]], l
             reason = "the file is not DICOM, although it is named like the slices beside it"
             headers.append((Header(found.path, code="DICOM-READ", reason=reason), found))
         else:
-            junk.append(Skip(found.path, "SKIP-JUNK", "neither DICOM nor NIfTI"))
-    return headers, junk
+            others.append(found)
+    return headers, others
+
+
+def _junk(path: Path) -> Skip:
+    name = path.name.casefold()
+    if name.endswith(PACKED):
+        return Skip(path, "SKIP-FORMAT", "packed: unpack it if it holds scans")
+    if name.endswith(OTHER_IMAGES):
+        return Skip(path, "SKIP-FORMAT", "an image of a format that is not read: convert it to NIfTI")
+    return Skip(path, "SKIP-JUNK", "neither DICOM nor NIfTI")
 
 
 def _name_patterns(headers: Iterable[Header]) -> dict[Path, set[tuple[str, str]]]:
@@ -250,7 +267,8 @@ def _homes(damaged: Header, series: dict[str, list[Header]]) -> list[str]:
 
 def _name_pattern(path: Path) -> tuple[str, str]:
     """Stem and ending of a name with each run of digits as one `#`."""
-    stem, _, ending = path.name.casefold().rpartition(".") if "." in path.name else (path.name.casefold(), "", "")
+    name = path.name.casefold().removesuffix(".gz")  # a slice that somebody packed
+    stem, _, ending = name.rpartition(".") if "." in name else (name, "", "")
     return _digits_out(stem), _digits_out(ending)
 
 

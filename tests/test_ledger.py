@@ -62,6 +62,7 @@ def test_unread_files_of_one_name_are_all_there(tmp_path: Path) -> None:
 def test_what_may_have_been_a_scan_is_in_the_ledger_and_junk_is_not() -> None:
     codes = {
         "SKIP-JUNK": False,
+        "SKIP-FORMAT": False,
         "SKIP-HIDDEN": False,
         "SKIP-SPECIAL": False,
         "SKIP-OBJECT": False,

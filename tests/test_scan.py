@@ -132,6 +132,30 @@ def test_empty_and_junk_folders_hold_nothing(tmp_path: Path) -> None:
     assert {skip.code for skip in inventory.skipped} == {"SKIP-JUNK"}
 
 
+def test_what_may_hold_scans_in_another_form_is_told(tmp_path: Path) -> None:
+    for name in ("study.zip", "a.tar.gz", "T1.nrrd", "brain.MGZ"):
+        (tmp_path / name).write_bytes(b"PK")
+    skipped = take_inventory([tmp_path]).skipped
+    assert {skip.code for skip in skipped} == {"SKIP-FORMAT"}
+    assert {skip.path.name for skip in skipped if "unpack" in skip.reason} == {"study.zip", "a.tar.gz"}
+
+
+def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
+    """Deeper than the system's longest path, as a copying program makes it that steps into folders."""
+    save(small(), tmp_path / "case")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("n" * 200, dir_fd=folder)
+        deeper = os.open("n" * 200, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = deeper
+    os.close(os.open("IM1.dcm", os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    inventory = take_inventory([tmp_path])
+    assert [scan.usable for scan in inventory.scans] == [True]
+    assert [skip.code for skip in inventory.skipped] == ["SKIP-UNREADABLE"]
+
+
 def test_one_series_over_two_folders_is_one_scan(tmp_path: Path) -> None:
     datasets = series()
     save(datasets[::2], tmp_path / "case" / "DIR000")

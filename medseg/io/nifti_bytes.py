@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 """Files are read, and streams inflated, a mebibyte at a time: a bomb never gets further than its first chunk."""
 
+HEAD_BYTES = 1024
+"""The first of a file: more than a header."""
+
 DEFLATE_RATIO = 1032
 """Deflate cannot shrink further than this (zlib technical notes, "Maximum Compression Factor")."""
 
@@ -98,6 +101,19 @@ def regular(path: Path) -> BinaryIO:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise NiftiError("NIFTI-READ", str(path), "is no regular file")
     return path.open("rb")
+
+
+def holds_nifti(path: Path) -> bool:
+    """Whether a file is one NIfTI by its content, whatever its name: by size and magic of nifti1.h and nifti2.h."""
+    try:
+        with regular(path) as file:
+            start = file.read(HEAD_BYTES)
+            if start.startswith(b"\x1f\x8b"):
+                start = zlib.decompressobj(wbits=31).decompress(start, HEAD_BYTES)
+    except (OSError, NiftiError, zlib.error):
+        return False
+    size = {int.from_bytes(start[:4], order) for order in ("little", "big")}
+    return (348 in size and start[344:348] == b"n+1\0") or (540 in size and start[4:8] == b"n+2\0")
 
 
 def _inflated(file: BinaryIO, path: Path) -> Iterator[bytes]:

@@ -143,7 +143,11 @@ def _decode(raw: bytes, path: Path) -> tuple[Nifti1Header, bool]:
 
 
 def _name_notes(zipped: bool, path: Path) -> Notes:
-    named = path.name.lower().endswith(".gz")
+    name = path.name.lower()
+    if not name.endswith((".nii", ".nii.gz", ".hdr", ".hdr.gz")):
+        message = "the content is NIfTI although the name does not end in .nii or .nii.gz; it was read by its content"
+        return (("NIFTI-NAME", message),)
+    named = name.endswith(".gz")
     if zipped == named:
         return ()
     found, ending = ("gzip", path.suffix) if zipped else ("not compressed", ".gz")

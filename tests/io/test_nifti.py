@@ -32,7 +32,9 @@ from medseg.io.nifti import (
     write_mask,
     write_volume,
 )
+from medseg.io.nifti_bytes import holds_nifti
 from medseg.io.nifti_header import header_for
+from medseg.scan import find_scans, read
 from medseg.volume import Mask, Volume
 from tests.strategies import AFFINES, GRIDS, affine
 
@@ -280,6 +282,28 @@ def test_wrong_ending(tmp_path, name, zipped):
     path.write_bytes(gzip.compress(image(phantom())) if zipped else image(phantom()))
     assert [code for code, _ in read_header(path)[1]] == ["NIFTI-NAME"]
     assert np.array_equal(read_volume(path).voxels[0], phantom())
+
+
+@pytest.mark.parametrize("name", ["case", "case.dcm", "case.img", "case.gz"])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("version", [1, 2])
+def test_content_under_another_name(tmp_path, name, zipped, version):
+    content = image(phantom(), version=version)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    assert holds_nifti(path)
+    (scan,) = find_scans(tmp_path)
+    assert [note.code for note in scan.warnings] == ["NIFTI-NAME"]
+    assert np.array_equal(read(scan).voxels[0], phantom())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"\x1f\x8b" + b"?" * 600, b"n+1\0" * 100, bytes(344) + b"ni1\0"])
+def test_other_content_is_no_nifti(tmp_path, content):
+    path = tmp_path / "case"
+    path.write_bytes(content)
+    assert not holds_nifti(path)
+    assert not holds_nifti(tmp_path)
+    assert not holds_nifti(tmp_path / "nothing")
 
 
 def test_notes_have_known_codes():
