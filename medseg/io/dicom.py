@@ -22,26 +22,6 @@ AFFINE_NOISE_MM = 1e-6
 """Reading the same files twice gives the same numbers; only the order of a sum may differ."""
 
 
-def read_series(files: Sequence[Path], modality: str = "") -> Volume:
-    """Read the files of one series that hold exactly one volume.
-
-    Args:
-        files: the files, in any order.
-        modality: overrides the one in the headers.
-
-    Returns:
-        Voxels `(1, i, j, k)`: rescaled by each slice's own slope and intercept (HU for CT), the smallest integer type
-        that holds them exactly, float32 when they are fractions.
-
-    Raises:
-        DicomError: with the reason when the files are not one sound volume.
-    """
-    plans = plan_volumes(_headers(files))
-    if len(plans) != 1:
-        raise DicomError("DICOM-MIXED", "", f"the files hold {len(plans)} volumes, wanted one")
-    return _volume(plans[0], modality)
-
-
 def read_volume(files: Sequence[Path], frames: Sequence[tuple[int, int]], grid: Grid) -> Volume:
     """Read one verified volume: given frames of given files, in slice order, which must still lie on `grid`.
 
@@ -49,6 +29,10 @@ def read_volume(files: Sequence[Path], frames: Sequence[tuple[int, int]], grid: 
         files: the files.
         frames: for each slice, the number of its file in `files` and of its frame in that file, from 0.
         grid: where the slices were when the files were listed.
+
+    Returns:
+        Voxels `(1, i, j, k)`: rescaled by each slice's own slope and intercept (HU for CT), the smallest integer type
+        that holds them exactly, float32 when they are fractions.
 
     Raises:
         DicomError: DICOM-CHANGED when the files are no longer what they were, or the fault that was found in them.
@@ -62,7 +46,7 @@ def read_volume(files: Sequence[Path], frames: Sequence[tuple[int, int]], grid: 
     plans = plan_volumes(parts)
     if len(plans) != 1 or (plans[0].grid is not None and not plans[0].grid.same_place(grid, AFFINE_NOISE_MM)):
         raise DicomError("DICOM-CHANGED", "", "the files changed since they were listed", CHANGED_ADVICE)
-    return _volume(plans[0], "")
+    return _volume(plans[0])
 
 
 def _headers(files: Sequence[Path]) -> list[Header]:
@@ -79,12 +63,12 @@ def _headers(files: Sequence[Path]) -> list[Header]:
     return headers
 
 
-def _volume(plan: SeriesVolume, modality: str) -> Volume:
+def _volume(plan: SeriesVolume) -> Volume:
     if plan.code or plan.grid is None:
         raise DicomError(plan.code or "DICOM-GEOMETRY", "", plan.reason)
     columns, rows, count = plan.grid.shape
     stack = stack_values(_slices(plan), count, rows, columns)
-    return Volume(np.transpose(stack)[None], plan.grid, modality or plan.headers[0].modality)
+    return Volume(np.transpose(stack)[None], plan.grid, plan.headers[0].modality)
 
 
 def _slices(plan: SeriesVolume) -> Iterator[NDArray[np.generic]]:

@@ -19,7 +19,6 @@ from pydicom.data import get_testdata_files
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medseg.errors import DicomError, InputError
-from medseg.io.dicom import read_series
 from medseg.io.dicom_frames import Frame
 from medseg.io.dicom_geometry import lay_out
 from medseg.io.dicom_headers import Header, read_header
@@ -28,6 +27,7 @@ from medseg.io.dicom_series import plan_volumes
 from medseg.io.nifti import read_volume as read_nifti
 from medseg.io.nifti import write_volume
 from medseg.scan import find_scans, read
+from medseg.volume import Volume
 from tests.phantoms import ORIGIN, compress, enhanced, misfit, oblique, save, series
 
 SIGNED_AXES = [
@@ -36,6 +36,12 @@ SIGNED_AXES = [
     for signs in itertools.product((1, -1), repeat=3)
 ]
 """All 48 ways to lay columns, rows and slices along the patient's axes."""
+
+
+def volume_of(paths: list[Path]) -> Volume:
+    (scan,) = find_scans(*paths)
+    return read(scan)
+
 
 turns = st.tuples(*[st.floats(-40, 40, allow_nan=False).map(lambda v: round(v, 3)) for _ in range(3)])
 
@@ -51,7 +57,7 @@ def test_every_orientation_is_placed_right(axes, degrees, random) -> None:
     datasets = series(orientation=(*row, *column), step=tuple(2.5 * step), slices=5, size=(6, 7))
     random.shuffle(datasets)
     with tempfile.TemporaryDirectory() as folder:
-        volume = read_series(save(datasets, Path(folder)))
+        volume = volume_of(save(datasets, Path(folder)))
     assert volume.voxels.shape == (1, 7, 6, 5)
     assert misfit(volume.voxels[0], volume.grid.affine) < 0.51
     assert not volume.grid.is_sheared
@@ -131,7 +137,7 @@ def test_agrees_with_simpleitk(modality: str, tmp_path: Path) -> None:
     """An independent reader; its frame is LPS, its arrays are k, j, i."""
     paths = save(series(modality, orientation=oblique((12, -17, 23)), slope=2.0, intercept=-2000.0), tmp_path)
     image = sitk.ReadImage([str(path) for path in paths])
-    volume = read_series(paths)
+    volume = volume_of(paths)
     assert np.array_equal(volume.voxels[0], np.transpose(sitk.GetArrayFromImage(image)))
     for index in ((0, 0, 0), (5, 0, 0), (0, 5, 0), (0, 0, 5), (7, 9, 11)):
         lps = np.array(image.TransformIndexToPhysicalPoint(index))
@@ -148,7 +154,7 @@ def test_doors_agree(axes, degrees) -> None:
     datasets = series("MR", orientation=(*row, *column), step=tuple(2.5 * step), slices=4, size=(6, 7))
     with tempfile.TemporaryDirectory() as folder:
         paths = save(datasets, Path(folder))
-        volume = read_series(paths)
+        volume = volume_of(paths)
         write_volume(Path(folder) / "x.nii", volume)
         again = read_nifti(Path(folder) / "x.nii")
         stored = sitk.ReadImage(f"{folder}/x.nii")
