@@ -65,6 +65,7 @@ NIFTI: list[tuple[str, str, str]] = [
     ("bytes behind the gzip stream", "right", "test_after_the_gzip_stream"),
     ("empty, web page, git-lfs or annex pointer, zip", "refused NIFTI-READ", "test_refuses_what_is_no_image"),
     ("ending and content disagree about compression", "warned NIFTI-NAME", "test_wrong_ending"),
+    ("a name without .nii or .nii.gz", "warned NIFTI-NAME", "test_content_under_another_name"),
     ("vox_offset beyond the file or inside the header", "refused NIFTI-READ", "test_refuses_a_header"),
     ("a header that claims more, or less, than the file holds", "refused NIFTI-SIZE", "test_refuses_a_header"),
     ("AppleDouble companions, unfinished files", "passed over", "test_names"),

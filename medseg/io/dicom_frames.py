@@ -46,9 +46,24 @@ MARK_TAGS = {
     "acquisition time": (0x00080022, 0x00080032),
     "content time": (0x00080033,),
     "stack": (0x00209056,),
+    "image component": (0x00089208, 0x0043102F),
+    "cardiac phase": (0x00209241,),
 }
-"""What may tell volumes apart that share a series; the private tags are Siemens', GE's and Philips' b-values and
-Siemens' directions."""
+"""What may tell volumes apart that share a series; the private tags are Siemens', GE's and Philips' b-values, Siemens'
+directions, and GE's numbers for magnitude, phase, real and imaginary part."""
+
+PRIVATE_CREATORS = {
+    0x0019100A: b"SIEMENS MR HEADER",
+    0x0019100C: b"SIEMENS MR HEADER",
+    0x0019100E: b"SIEMENS MR HEADER",
+    0x20011003: b"Philips Imaging DD 001",
+    0x0043102F: b"GEMS_PARM_01",
+    0x00431039: b"GEMS_PARM_01",
+}
+"""Whose private element it is (PS3.5 7.8.1): another maker means another thing by the same number."""
+
+CREATOR_TAGS = tuple({tag & 0xFFFF0000 | 0x0010 for tag in PRIVATE_CREATORS})
+"""Where the makers' names stand: their elements have the numbers 10xx."""
 
 _POINTS_IN_TIME = (MARK_TAGS["acquisition time"], MARK_TAGS["content time"])
 """Dates and times tell something of a patient: only whether two are equal is kept."""
@@ -85,9 +100,13 @@ class Frame:
     marks: Marks
 
 
-_MACROS = (0x00209113, 0x00209116, 0x00289110, 0x00289145, 0x00209111, 0x00189114, 0x00189117, 0x00189226, 0x00189329)
-"""Functional group macros: plane position, plane orientation, pixel measures, rescale, frame content, MR echo, MR
-diffusion, MR and CT frame type (PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3)."""
+_MACROS = (
+    *(0x00209113, 0x00209116, 0x00289110, 0x00289145, 0x00209111, 0x00209310, 0x00189118),
+    *(0x00189114, 0x00189117, 0x00189112, 0x00189115, 0x00189226, 0x00189329, 0x00189314, 0x00189325),
+)
+"""Functional group macros: plane position, plane orientation, pixel measures, rescale, frame content, temporal
+position, cardiac synchronisation; MR echo, diffusion, timing, modifier and frame type; CT frame type, reconstruction
+and X-ray details (PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3)."""
 
 
 def macros_of(group: Dataset) -> list[Dataset]:
@@ -98,13 +117,19 @@ def macros_of(group: Dataset) -> list[Dataset]:
 
 
 _FRAME_MARKS = {
-    "temporal position": (0x00209128, 0x00200100),
+    "temporal position": (0x00209128, 0x00200100, 0x0020930D),
     "acquisition number": (0x00209156, 0x00200012),
     "echo": (0x00189082, 0x00180086, 0x00180081),
     "b-value": (0x00189087,),
     "gradient direction": (0x00189089, 0x0019100E),
     "trigger time": (0x00209153, 0x00181060),
     "stack": (0x00209056,),
+    "inversion time": (0x00189079,),
+    "flip angle": (0x00181314,),
+    "tube voltage": (0x00180060,),
+    "kernel": (0x00181210,),
+    "image component": (0x00089208,),
+    "cardiac phase": (0x00209241,),
 }
 
 
@@ -137,11 +162,23 @@ def _mark(sources: Sequence[Source], tags: tuple[int, ...]) -> str:
     elements = [element_of(sources, tag) for tag in tags]
     if elements.count(None) == len(elements):  # most tags are absent, and asked for in each file
         return ""
-    parts = [_plain(element) for element in elements]
+    parts = ["" if is_foreign(sources, tag) else _plain(element) for tag, element in zip(tags, elements, strict=True)]
     if not any(parts):
         return ""
     value = "/".join(parts)
     return stand_in(value.encode(), ascii_text(lookup(sources, 0x0020000E))) if tags in _POINTS_IN_TIME else value
+
+
+def is_foreign(sources: Sequence[Source], tag: int) -> bool:
+    """Whether a private element is another maker's than the one we know; where no maker is named it is taken as known.
+
+    Anonymisers drop the names of makers, and leave elements whose meaning is then a custom.
+    """
+    known = PRIVATE_CREATORS.get(tag)
+    if known is None:
+        return False
+    named = lookup(sources, tag & 0xFFFF0000 | 0x0010).strip(b" \0")
+    return named not in (b"", known)
 
 
 def _plain(element: RawDataElement | DataElement | None) -> str:

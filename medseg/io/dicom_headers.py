@@ -8,6 +8,7 @@ guessed. Everything in this module is LPS and (row, column), as stored.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +22,26 @@ from medseg.io.dicom_body_parts import body_part
 from medseg.io.dicom_elements import IMPLICIT, Parsed, read_plain
 from medseg.io.dicom_end import UNDEFINED, HeaderEnd, breaks_off
 from medseg.io.dicom_extent import LOSSY, PixelElement, check_extent
-from medseg.io.dicom_frames import MARK_TAGS, Frame, frame_of, macros_of
-from medseg.io.dicom_mosaic import IMAGE_HEADER, IMAGES, SERIES_HEADER, csa_slices, is_mosaic, place_tiles, tiles_across
-from medseg.io.dicom_open import BUFFER_BYTES, PARSE_ERRORS, inflated, looks_like_dicom, open_regular, quiet, size_of
+from medseg.io.dicom_frames import CREATOR_TAGS, MARK_TAGS, Frame, frame_of, macros_of
+from medseg.io.dicom_mosaic import (
+    IMAGE_HEADER,
+    IMAGES,
+    SERIES_HEADER,
+    counted_slices,
+    is_mosaic,
+    place_tiles,
+    tiles_across,
+)
+from medseg.io.dicom_open import (
+    BUFFER_BYTES,
+    PARSE_ERRORS,
+    hidden_dicom,
+    inflated,
+    looks_like_dicom,
+    open_regular,
+    quiet,
+    size_of,
+)
 from medseg.io.dicom_values import Source, bytes_of, decoded, integer, items, stand_in, text
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -53,12 +71,13 @@ _WANTED = frozenset(
     [
         *(0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x0008103E, 0x00100010, 0x00100020, 0x00100030),
         *(0x0020000D, 0x0020000E, 0x00200011, 0x00200013, 0x00200032, 0x00200037, 0x00200052, 0x00201002, 0x00540081),
-        0x00180015,
+        *(0x00180015, 0x00209162, 0x00209163),
         *(0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102),
         *(0x00280103, 0x00280301, 0x00281052, 0x00281053, 0x00283000, 0x00282110, IMAGES, IMAGE_HEADER, 0x52009229),
         0x52009230,
         *(0x30060010, 0x30060020, 0x00620002, 0x00081115),
         *(tag for tags in MARK_TAGS.values() for tag in tags),
+        *CREATOR_TAGS,
     ]
 )
 
@@ -79,6 +98,7 @@ class Header:
         frames: the images in it, in stored order.
         count: how many images the acquisition is said to have, 0 when unsaid.
         slices: how many slices each volume of a PET series is said to have, 0 when unsaid.
+        parts: into how many files a multi-frame object was divided (PS3.3 C.7.6.16.2.2.4), 0 when it was not.
         code: why the file is unfit, "" when it is fit.
         reason: the same in words.
         notes: (code, message) of what is odd but harmless.
@@ -101,6 +121,7 @@ class Header:
     instance: int | None = None
     count: int = 0
     slices: int = 0
+    parts: int = 0
     pixels: PixelElement | None = None
     frames: tuple[Frame, ...] = ()
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -125,7 +146,8 @@ def read_header(path: Path) -> Header | None:
             if not head:
                 return _damaged(path, "the file is empty")
             if not looks_like_dicom(head):
-                return None
+                obstacle = hidden_dicom(head)
+                return _damaged(path, obstacle) if obstacle else None
             if breaks_off(handle, head):
                 return _damaged(path, "the header breaks off in zeros")
             with inflated(handle, path.name) as data:
@@ -200,6 +222,7 @@ def _describe(path: Path, parsed: Parsed, data: BinaryIO) -> Header:
         instance=integer(source, 0x00200013),
         count=integer(source, 0x00201002) or 0,
         slices=integer(source, 0x00540081) or 0,
+        parts=integer(source, 0x00209163) or integer(source, 0x00209162) or 0,
     )
     if header.kind == "image":
         return _describe_image(header, parsed, data)
@@ -241,7 +264,7 @@ def _describe_image(header: Header, parsed: Parsed, data: BinaryIO) -> Header:
 
 def _with_tiles(header: Header, source: Source, pixels: PixelElement, data: BinaryIO) -> Header:
     """Take the slices of a mosaic apart."""
-    slices = csa_slices(source) or integer(source, IMAGES) or 0
+    slices = counted_slices(source)
     with quiet():
         protocol = bytes_of(_parse_any(data, size_of(data), (SERIES_HEADER,)).elements, SERIES_HEADER)
     frames = place_tiles(header.frames[0], pixels.rows, pixels.columns, slices, protocol)
@@ -323,7 +346,6 @@ def _hash(value: bytes) -> str:
 
 def _normal_name(source: Source) -> bytes:
     """Patient id and name without the differences of spelling that one patient's slices may show."""
-    name = bytes_of(source, 0x00100010).partition(b"=")[0].rstrip(b"^ \0").lower()
-    return (bytes_of(source, 0x00100020).strip(b" \0") + b"\0" + b" ".join(name.replace(b"^", b" ").split())).strip(
-        b"\0"
-    )
+    name = unicodedata.normalize("NFC", decoded(source, 0x00100010).partition("=")[0]).casefold()
+    words = " ".join(name.replace("^", " ").split())
+    return (bytes_of(source, 0x00100020).strip(b" \0") + b"\0" + words.encode("utf-8", "replace")).strip(b"\0")

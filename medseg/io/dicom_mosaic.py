@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from medseg.grid import SAME_PLACE_MM, Float
-from medseg.io.dicom_frames import Frame
+from medseg.io.dicom_frames import Frame, is_foreign
 from medseg.io.dicom_values import Source, bytes_of, image_type, integer
 
 IMAGE_HEADER, SERIES_HEADER, IMAGES = 0x00291010, 0x00291020, 0x0019100A
@@ -22,7 +22,12 @@ _COUNT = re.compile(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b")
 
 def is_mosaic(source: Source) -> bool:
     """Whether a header says that its image is a mosaic."""
-    return bool(integer(source, IMAGES) or "MOSAIC" in image_type(source) or csa_slices(source))
+    return bool("MOSAIC" in image_type(source) or counted_slices(source))
+
+
+def counted_slices(source: Source) -> int:
+    """How many slices a mosaic holds by Siemens' private elements; 0 when they do not say so."""
+    return csa_slices(source) or (0 if is_foreign([source], IMAGES) else integer(source, IMAGES) or 0)
 
 
 def csa_slices(source: Source) -> int:

@@ -60,6 +60,21 @@ def looks_like_dicom(start: bytes) -> bool:
     return (start[4:6].isalpha() and start[4:6].isupper()) or implicit_length <= 256
 
 
+def hidden_dicom(start: bytes) -> str:
+    """What keeps a file that begins with `start` from being DICOM, which its content is; "" for any other content."""
+    if start.startswith(b"DICM\x02\0"):
+        return "the 128 bytes before the mark DICM are missing"
+    if start[132:138] == b"\x02\0\0\0UL":
+        return "the mark DICM behind the first 128 bytes is missing"
+    if start.startswith(b"\x1f\x8b"):
+        try:
+            inside = zlib.decompressobj(wbits=31).decompress(start, 1024)  # 31: a gzip wrapper
+        except zlib.error:
+            return ""
+        return "the file is packed with gzip: unpack it" if looks_like_dicom(inside) else ""
+    return ""
+
+
 BUFFER_BYTES = 32 * 2**10
 """Of a file's start read at once: most headers, in one call of the operating system."""
 

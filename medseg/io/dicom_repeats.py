@@ -21,6 +21,10 @@ CONTRAST_SHARE = 0.01
 """Echo and inversion times that differ by less are one time, written or rounded in two ways."""
 
 
+FEWEST_NUMBERED = 3
+"""Places that numbers must run through to be believed: by chance two images of two places do, too."""
+
+
 def without_copies(frames: Sequence[Frame], headers: Mapping[Path, Header]) -> tuple[list[Frame], list[Frame]]:
     """Split into distinct frames and copies: same position, same marks, same stored pixels and rescale."""
     places: dict[object, list[Frame]] = defaultdict(list)
@@ -59,6 +63,7 @@ _SPLITTERS = (
     "series number",
     *("temporal position", "acquisition number", "echo", "b-value", "private b-value", "image type"),
     *("inversion time", "flip angle", "sequence", "tube voltage", "kernel", "contrast agent", "stack"),
+    *("image component", "cardiac phase"),
     *("gradient direction", "trigger time", "frame time", "acquisition time", "content time"),
 )
 """Tried one by one, then all but the times together."""
@@ -68,7 +73,7 @@ _TIMES = 4
 
 _CONTRASTS = (
     *("temporal position", "echo", "b-value", "private b-value", "inversion time", "flip angle", "sequence"),
-    *("tube voltage", "kernel", "kind of image"),
+    *("tube voltage", "kernel", "image component", "cardiac phase", "kind of image"),
 )
 """What must not vary inside one volume; the acquisition number may (one for each rotation of a step-and-shoot CT)."""
 
@@ -94,8 +99,8 @@ def _differ(frames: Sequence[Frame], name: str) -> bool:
     return bool((spread | absent).any())
 
 
-def split_repeats(frames: list[Frame]) -> list[list[Frame]]:
-    """One group when no position repeats; else groups by one mark, or by all, within which none does.
+def split_repeats(frames: list[Frame], headers: Mapping[Path, Header]) -> list[list[Frame]]:
+    """One group when no position repeats; else groups by one mark, by all, or by the numbers of the images.
 
     Raises:
         DicomError: DICOM-DUPLICATE when nothing tells images at one position apart, DICOM-MIXED when images at
@@ -112,6 +117,9 @@ def split_repeats(frames: list[Frame]) -> list[list[Frame]]:
         sound = all(_is_single(group) and not _mixed(group) for group in groups)
         if len(groups) > 1 and sound and each_whole(groups, share=0.5):
             return groups
+    groups = _by_number(frames, headers)
+    if groups and not any(_mixed(group) for group in groups):
+        return groups
     along = np.sort(heights(frames))
     at = float(along[int(np.diff(along).argmin())])
     times = len(frames) - len(_levels(frames))
@@ -119,6 +127,27 @@ def split_repeats(frames: list[Frame]) -> list[list[Frame]]:
         f"{times + 1 if times == 1 else times} images lie where another one does (first at {at:.2f} mm), and differ"
     )
     raise DicomError("DICOM-DUPLICATE", "", problem)
+
+
+def _by_number(frames: Sequence[Frame], headers: Mapping[Path, Header]) -> list[list[Frame]]:
+    """Volumes by the numbers of their images: one volume after the other, or all images of one place, then of the next.
+
+    The numbers are believed when every place has as many images, and all volumes thereby run through the same places in
+    the same order; none when they are not.
+    """
+    numbers = [(headers[frame.path].instance, frame.number) for frame in frames]
+    places = len(_levels(frames))
+    times, rest = divmod(len(frames), places)
+    if rest or places < FEWEST_NUMBERED or len(set(numbers)) < len(frames) or any(n is None for n, _ in numbers):
+        return []
+    ordered = [frame for _, frame in sorted(zip(numbers, frames, strict=True), key=lambda pair: pair[0])]
+    in_blocks = [ordered[n * places : (n + 1) * places] for n in range(times)]
+    in_turns = [ordered[n::times] for n in range(times)]
+    for groups in (in_blocks, in_turns):
+        along = np.array([heights([frames[0], *group])[1:] for group in groups])
+        if np.ptp(along, axis=0).max() < SAME_POSITION_MM and all(_is_single(group) for group in groups):
+            return groups
+    return []
 
 
 def _mixed(frames: Sequence[Frame]) -> list[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -19,8 +20,9 @@ from medseg.errors import DicomError
 from medseg.grid import Grid
 from medseg.io.dicom_frames import Frame
 from medseg.io.dicom_geometry import ORIENTATION_NOISE, Note, axes, heights, lay_out
-from medseg.io.dicom_headers import Header
+from medseg.io.dicom_headers import SLICE_CLASSES, Header
 from medseg.io.dicom_repeats import each_whole, grouped, interlock, split_repeats, without_copies
+from medseg.io.dicom_telling import told_apart
 
 SEPARABLE = ("DICOM-COLOUR", "DICOM-MOSAIC", "DICOM-MULTIFRAME")
 """Faults of files that may be no slices at all (a screenshot, a film loop), rather than damaged slices."""
@@ -108,20 +110,38 @@ def plan_volumes(headers: Sequence[Header]) -> list[SeriesVolume]:
     if patients > 1:
         reason = f"the series holds images of {patients} patients"
         return [SeriesVolume(tuple(headers), (), None, "DICOM-PATIENT", reason)]
-    strangers = [h for h in headers if _is_stranger(h)]
-    slices = [h for h in headers if not _is_stranger(h)]
+    placed = {h.sop_class for h in whole if not _has_no_place(h)}
+    strangers = [_refused_picture(h) for h in headers if _is_stranger(h, placed)]
+    slices = [h for h in headers if not _is_stranger(h, placed)]
     plans = [_faulty(strangers)] if strangers else []
     if slices and any(h.code for h in slices):
         plans.append(_faulty(slices))
     elif slices:
         plans += _plan_slices(_Series(slices), [frame for header in slices for frame in header.frames])
     plans = [replace(plan, notes=(*plan.notes, *_file_notes(plan))) for plan in plans]
-    return _noted_split(plans)
+    return _noted_split(plans, {header.path: header for header in headers})
 
 
-def _is_stranger(header: Header) -> bool:
-    """Whether the file is no slice of its series' stack; one with a position in the patient may be a damaged slice."""
-    return header.code in SEPARABLE and all(frame.position is None for frame in header.frames)
+def _is_stranger(header: Header, placed: set[str]) -> bool:
+    """Whether the file is no slice of its series' stack; one with a position in the patient may be a damaged slice.
+
+    Args:
+        header: the file.
+        placed: kinds of object (SOP classes) that have a place in the patient, in its series.
+    """
+    if not _has_no_place(header):
+        return False
+    picture = bool(placed) and header.sop_class not in placed and header.sop_class not in SLICE_CLASSES
+    return header.code in SEPARABLE or (picture and header.kind == "image" and not header.code)
+
+
+def _has_no_place(header: Header) -> bool:
+    return all(frame.position is None for frame in header.frames)
+
+
+def _refused_picture(header: Header) -> Header:
+    reason = "a picture (a screenshot, a report) without a place in the patient"
+    return header if header.code else replace(header, code="DICOM-GEOMETRY", reason=reason)
 
 
 def _faulty(headers: Sequence[Header]) -> SeriesVolume:
@@ -135,11 +155,16 @@ def _faulty(headers: Sequence[Header]) -> SeriesVolume:
     return SeriesVolume(tuple(headers), frames, None, code, f"{where}{first.reason}{others}")
 
 
-def _noted_split(plans: list[SeriesVolume]) -> list[SeriesVolume]:
+def _noted_split(plans: list[SeriesVolume], headers: Mapping[Path, Header]) -> list[SeriesVolume]:
+    """Note what tells each of several plans from the others."""
     if len(plans) < 2:
         return plans
-    note = ("DICOM-SPLIT", f"its series holds {len(plans)} sets of images; this is one of them")
-    return [replace(plan, notes=(note, *plan.notes)) for plan in plans]
+    apart = told_apart([plan.frames for plan in plans], headers)
+    messages = [f"its series holds {len(plans)} sets of images; this one: {what}" for what in apart]
+    return [
+        replace(plan, notes=(("DICOM-SPLIT", message), *plan.notes))
+        for plan, message in zip(plans, messages, strict=True)
+    ]
 
 
 # ---- splitting -----------------------------------------------------------------------------------------------------
@@ -230,7 +255,7 @@ def _plan_like(series: _Series, frames: list[Frame]) -> list[SeriesVolume]:
     kept, copies = without_copies(frames, series.by_path)
     note = _copy_note(series, copies)
     try:
-        groups = split_repeats(kept)
+        groups = split_repeats(kept, series.by_path)
     except DicomError as error:
         return [series.rejected(frames, error.code, error.problem)]
     most = max(len(group) for group in groups)
@@ -307,6 +332,9 @@ def _count_notes(series: _Series, headers: Sequence[Header], frames: Sequence[Fr
     acquisitions = {dict(frame.marks).get("acquisition number") for frame in frames}
     everything = [frame for header in series.by_path.values() for frame in header.frames]
     acquired = sum(dict(frame.marks).get("acquisition number") in acquisitions for frame in everything)
+    parts = max(header.parts for header in headers)
+    if parts > len(headers):
+        return [("DICOM-COUNT", f"its images were divided into {parts} files, of which {len(headers)} are here")]
     for claimed, there in ((max(h.count for h in headers), acquired), (max(h.slices for h in headers), len(frames))):
         if claimed > there:
             return [("DICOM-COUNT", f"the header counts {claimed} images, {there} are here: some may be missing")]

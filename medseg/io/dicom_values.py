@@ -86,12 +86,16 @@ def image_type(source: Source) -> list[str]:
     return [part.strip() for part in text(source, 0x00080008).upper().split("\\")]
 
 
+_SHORT = (0x0019100A, 0x00540081, 0x00209162, 0x00209163)
+"""Binary numbers (US) outside group 0028."""
+
+
 def integer(source: Source, tag: int) -> int | None:
     """An integer stored as text (IS) or binary (US, UL), whatever the VR says; None when absent or unreadable."""
     element = element_of([source], tag)
     value = stored_bytes(element)
     group = tag >> 16
-    if (group == 0x0028 and tag != 0x00280008 and len(value) in (2, 4)) or tag in (0x0019100A, 0x00540081):
+    if (group == 0x0028 and tag != 0x00280008 and len(value) in (2, 4)) or tag in _SHORT:
         little = getattr(element, "is_little_endian", True)
         return int.from_bytes(value[:4], "little" if little else "big")
     try:

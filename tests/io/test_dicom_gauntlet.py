@@ -8,6 +8,7 @@ pass.
 from __future__ import annotations
 
 import copy
+import gzip
 import os
 import struct
 import zlib
@@ -740,6 +741,125 @@ def both_phases_cut(folder: Path) -> None:
     save([*first, *second], folder)
 
 
+def by_number(in_turns: bool) -> Make:
+    """Three volumes that nothing but the numbers of their images tells apart."""
+
+    def make(folder: Path) -> None:
+        volumes = [series("MR") for _ in range(3)]
+        for number, datasets in enumerate(volumes):
+            for place, dataset in enumerate(datasets):
+                for keyword in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+                    setattr(dataset, keyword, getattr(volumes[0][0], keyword))
+                dataset.InstanceNumber = 3 * place + number + 1 if in_turns else SLICES * number + place + 1
+                dataset.AcquisitionTime = f"12{place:02d}{number:02d}"  # its own for each slice
+        save([dataset for datasets in volumes for dataset in datasets], folder)
+
+    return make
+
+
+def ge_component(datasets: list[Dataset]) -> None:
+    """GE: magnitude and phase, told by a private number alone, in turns along the stack."""
+    for number, dataset in enumerate(datasets):
+        dataset.add_new(0x00430010, "LO", "GEMS_PARM_01")
+        dataset.add_new(0x0043102F, "SS", number % 2)
+
+
+def other_maker(dataset: Dataset, number: int) -> None:
+    """Another maker's private elements with the numbers of Siemens' mosaics and b-values."""
+    dataset.add_new(0x00190010, "LO", "ACME MEDICAL 1.0")
+    dataset.add_new(0x0019100A, "US", 7)
+    dataset.add_new(0x0019100C, "IS", str(100 * (number % 2)))
+
+
+def enhanced_pair(macro: str, *items: dict[str, object]) -> Make:
+    """Two volumes in one enhanced object, told apart by a functional group."""
+
+    def make(folder: Path) -> None:
+        both = [dataset for pair in zip(series(), series(), strict=True) for dataset in pair]
+        whole = enhanced(both)
+        for number, group in enumerate(whole.PerFrameFunctionalGroupsSequence):
+            _set_macro(group, macro, items[number % 2])
+        save([whole], folder)
+
+    return make
+
+
+def _set_macro(group: Dataset, macro: str, values: dict[str, object]) -> None:
+    item = Dataset()
+    put(**values)(item, 0)
+    setattr(group, macro, Items([item]))
+
+
+def enhanced_in_turns(folder: Path) -> None:
+    """A regular stack whose every second frame has another flip angle."""
+    whole = enhanced(series())
+    for number, group in enumerate(whole.PerFrameFunctionalGroupsSequence):
+        _set_macro(group, "MRTimingAndRelatedParametersSequence", {"FlipAngle": 5.0 if number % 2 else 25.0})
+    save([whole], folder)
+
+
+def one_file_each(folder: Path) -> None:
+    """Siemens XA: a time series as one enhanced file for each volume, which only their numbers tell apart."""
+    wholes = [enhanced(series(intercept=-1024 - 10 * number)) for number in range(3)]
+    for number, whole in enumerate(wholes):
+        for keyword in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            setattr(whole, keyword, getattr(wholes[0], keyword))
+        whole.InstanceNumber = number + 1
+    save(wholes, folder)
+
+
+def divided(*parts: int) -> Make:
+    """An enhanced object divided into two files (PS3.3 C.7.6.16.2.2.4), of which some are here."""
+
+    def make(folder: Path) -> None:
+        for part in parts:
+            whole = enhanced(DIVIDED[10 * part : 10 * part + 10])
+            whole.ConcatenationUID, whole.InConcatenationNumber, whole.InConcatenationTotalNumber = "1.2.9", part + 1, 2
+            save([whole], folder, name=lambda _n, part=part: f"part{part}.dcm")
+
+    return make
+
+
+DIVIDED = series()
+
+
+def with_plain_picture(datasets: list[Dataset]) -> None:
+    """A grey screenshot in the series, without a place in the patient."""
+    picture = series(slices=1)[0]
+    drop("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")(picture, 0)
+    picture.SOPClassUID, picture.SeriesInstanceUID = SecondaryCaptureImageStorage, datasets[0].SeriesInstanceUID
+    datasets.append(picture)
+
+
+def name_in_two_charsets(dataset: Dataset, number: int) -> None:
+    dataset.SpecificCharacterSet = "ISO_IR 100" if number % 2 else "ISO_IR 192"
+    dataset.PatientName = "Mu\u0308ller^Jo\u0308rg" if number == 4 else "Müller^Jörg"  # one of them in two characters
+    if number == 4:
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+
+
+def packed_last(folder: Path) -> None:
+    path = save(series(), folder)[-1]
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def mark_overwritten(data: bytes) -> bytes:
+    return data[:128] + bytes(4) + data[132:]
+
+
+def preamble_lost(data: bytes) -> bytes:
+    return data[128:]
+
+
+def changed_all(change: Callable[[bytes], bytes]) -> Make:
+    def make(folder: Path) -> None:
+        for path in save(series(), folder):
+            path.write_bytes(change(path.read_bytes()))
+
+    return make
+
+
 def move_far(datasets: list[Dataset]) -> None:
     for dataset in datasets[10:]:
         dataset.FrameOfReferenceUID = "1.2.3.4"
@@ -1003,6 +1123,54 @@ ROWS: list[tuple[str, Make, str]] = [
     ("the last file overwritten by zeros", spoiled(lambda data: bytes(len(data)), 19), "!DICOM-READ"),
     ("the last file is a web page", spoiled(lambda _data: b"<html>403 Forbidden</html>", 19), "!DICOM-READ"),
     ("the last file is cut inside its preamble", spoiled(lambda data: data[:60], 19), "!DICOM-READ"),
+    ("the last file lost the mark DICM", spoiled(mark_overwritten, 19), "!DICOM-READ"),
+    ("the last file lost its preamble", spoiled(preamble_lost, 19), "!DICOM-READ"),
+    ("the last file is packed with gzip", packed_last, "!DICOM-READ"),
+    ("three volumes, one after the other by number alone", by_number(in_turns=False), "DICOM-SPLIT"),
+    ("three volumes in turns, by number alone", by_number(in_turns=True), "DICOM-SPLIT"),
+    ("an enhanced file for each volume, by number alone", one_file_each, "DICOM-SPLIT"),
+    ("magnitude and phase by ComplexImageComponent", joined(ComplexImageComponent="PHASE"), "DICOM-SPLIT"),
+    ("GE magnitude and phase in turns", edited(ge_component), "!DICOM-MIXED"),
+    ("cardiac phases by percentage", joined(NominalPercentageOfCardiacPhase=70.0), "DICOM-SPLIT"),
+    ("another maker's element where Siemens counts a mosaic", each(other_maker), "ok"),
+    (
+        "enhanced MR, two flip angles",
+        enhanced_pair("MRTimingAndRelatedParametersSequence", {"FlipAngle": 5.0}, {"FlipAngle": 25.0}),
+        "DICOM-SPLIT",
+    ),
+    (
+        "enhanced MR, two inversion times",
+        enhanced_pair("MRModifierSequence", {"InversionTimes": [500.0]}, {"InversionTimes": [2400.0]}),
+        "DICOM-SPLIT",
+    ),
+    (
+        "enhanced MR, magnitude and phase",
+        enhanced_pair(
+            "MRImageFrameTypeSequence", {"ComplexImageComponent": "MAGNITUDE"}, {"ComplexImageComponent": "PHASE"}
+        ),
+        "DICOM-SPLIT",
+    ),
+    (
+        "enhanced MR, dynamics by time offset",
+        enhanced_pair(
+            "TemporalPositionSequence", {"TemporalPositionTimeOffset": 0.0}, {"TemporalPositionTimeOffset": 1.5}
+        ),
+        "DICOM-SPLIT",
+    ),
+    ("enhanced CT, two voltages", enhanced_pair("CTXRayDetailsSequence", {"KVP": 80.0}, {"KVP": 140.0}), "DICOM-SPLIT"),
+    (
+        "enhanced CT, two cardiac phases",
+        enhanced_pair(
+            "CardiacSynchronizationSequence",
+            {"NominalPercentageOfCardiacPhase": 30.0},
+            {"NominalPercentageOfCardiacPhase": 70.0},
+        ),
+        "DICOM-SPLIT",
+    ),
+    ("enhanced MR, flip angles in turns along the stack", enhanced_in_turns, "!DICOM-MIXED"),
+    ("enhanced CT divided into two files", divided(0, 1), "ok"),
+    ("a grey screenshot in the series", edited(with_plain_picture), "DICOM-SPLIT"),
+    ("one name in two character sets", each(name_in_two_charsets), "ok"),
 ]
 
 
@@ -1064,6 +1232,43 @@ def test_splits_keep_every_slice(tmp_path: Path) -> None:
     assert [scan.usable for scan in scans] == [True, True]
     assert len({scan.case_id for scan in scans}) == 2
     assert not set(scans[0].files) & set(scans[1].files)
+
+
+def test_half_of_a_divided_object_is_told(tmp_path: Path) -> None:
+    divided(0)(tmp_path)
+    (scan,) = find_scans(tmp_path)
+    assert [note.code for note in scan.warnings] == ["DICOM-COUNT"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(mark_overwritten, "DICM"), (preamble_lost, "128 bytes"), (gzip.compress, "gzip")],
+)
+def test_dicom_that_hides_is_told_for_each_file(change: Callable[[bytes], bytes], said: str, tmp_path: Path) -> None:
+    changed_all(change)(tmp_path)
+    inventory = take_inventory([tmp_path])
+    assert [skip.code for skip in inventory.skipped] == ["SKIP-DAMAGED"] * SLICES
+    assert said in inventory.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (joined(DiffusionBValue=800.0), ["no b-value", "b-value 800"]),
+        (joined(EchoTime="4.6", EchoNumbers="2"), ["no echo time", "echo 2 4.6"]),
+        (joined(ConvolutionKernel="B70f"), ["no kernel", "kernel B70f"]),
+        (second_time_point(), ["time point 1", "time point 2"]),
+        (planes((CORONAL, 1)), ["axial images", "coronal images"]),
+        (by_number(in_turns=False), ["images 1 to 20", "images 21 to 40", "images 41 to 60"]),
+        (by_number(in_turns=True), ["images 1, 4, 7 ...", "images 2, 5, 8 ...", "images 3, 6, 9 ..."]),
+        (one_file_each, ["file IM0000.dcm", "file IM0001.dcm", "file IM0002.dcm"]),
+    ],
+)
+def test_parts_of_a_series_are_told_apart(make: Make, told: list[str], tmp_path: Path) -> None:
+    make(tmp_path)
+    messages = [note.message for scan in find_scans(tmp_path) for note in scan.warnings if note.code == "DICOM-SPLIT"]
+    assert len(set(messages)) == len(messages) >= 2
+    assert all(any(message.endswith(f": {text}") for message in messages) for text in told), messages
 
 
 def test_short_time_point_is_refused(tmp_path: Path) -> None:
