@@ -126,7 +126,7 @@ def predict_cases(
     batch = batch or BatchConfig()
     shard = Shard.parse(batch.shard)
     cases = [case for case in cases if shard.has(case.id)]
-    with held(output, shard), stopping() as stopped:
+    with held(output, shard), stopping("the cases in hand") as stopped:
         run = _Run(cases, predictor, output, tuple(dict.fromkeys(("nifti", *formats))), batch)
         run.begin([row for row in rows if shard.has(row.case)], kept)
         forecast = Forecast(cases, predictor.model.preparation)

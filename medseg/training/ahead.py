@@ -37,13 +37,14 @@ class Ahead:
         epoch: its number.
         threads: that make batches at once.
         pinned: in memory that a GPU copies from while it computes.
+        first: the batches before it are not made: a resumed epoch has seen them.
 
     Attributes:
         waited_s: how long the loop waited for batches until now.
     """
 
-    def __init__(self, data: Data, epoch: int, threads: int = 1, pinned: bool = False) -> None:
-        self._data, self._epoch, self._threads, self._pinned = data, epoch, threads, pinned
+    def __init__(self, data: Data, epoch: int, threads: int = 1, pinned: bool = False, first: int = 0) -> None:
+        self._data, self._epoch, self._threads, self._pinned, self._first = data, epoch, threads, pinned, first
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -52,7 +53,7 @@ class Ahead:
         with ThreadPoolExecutor(self._threads) as pool:
             coming: deque[Future[Batch]] = deque()
             try:
-                for step in range(steps):
+                for step in range(self._first, steps):
                     while len(coming) <= self._threads and step + len(coming) < steps:
                         coming.append(pool.submit(self._batch, step + len(coming)))
                     started = time.perf_counter()

@@ -1,13 +1,15 @@
 """The state of a training run on disk: tensors and plain types only, so that loading one runs no code.
 
 A checkpoint is torch's archive with its SHA-256 behind it (readers of archives pass over that): torch does not verify
-the checksums inside, and a flipped bit would train on unnoticed.
+the checksums inside, and a flipped bit would train on unnoticed. The one before is kept, for the day when a disk fails.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,18 @@ import torch
 from medseg.errors import RunError, first_line
 from medseg.io.atomic import atomic_path
 
+log = logging.getLogger(__name__)
+
 State = dict[str, Any]
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever what a state holds has changed."""
 
 DIGEST = hashlib.sha256().digest_size
 
 
 def save_checkpoint(path: Path, state: State) -> None:
-    """Write a checkpoint; the previous one stays whole until the new one is on disk.
+    """Write a checkpoint; the earlier one stays whole until the new one is on disk, and is then the one before.
 
     Raises:
         RunError: RUN-WRITE.
@@ -34,6 +38,32 @@ def save_checkpoint(path: Path, state: State) -> None:
         torch.save(state, partial)
         with partial.open("r+b") as file:
             file.write(hashlib.file_digest(file, "sha256").digest())
+        before = one_before(path)
+        with suppress(OSError):  # a file system without links keeps the last one only
+            before.unlink(missing_ok=True)
+            before.hardlink_to(path)
+
+
+def one_before(path: Path) -> Path:
+    """Return where the checkpoint before the last one is."""
+    return path.with_name("before.pt")
+
+
+def load_last(path: Path) -> State:
+    """Read a checkpoint; when it is damaged, the one before.
+
+    Raises:
+        RunError: RUN-RESUME when neither can be read.
+    """
+    try:
+        return load_checkpoint(path)
+    except RunError as error:
+        try:
+            state = load_checkpoint(one_before(path))
+        except RunError:
+            raise error from None
+        log.warning("%s: %s; going on from the one before", path, error.problem)
+        return state
 
 
 def load_checkpoint(path: Path) -> State:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,16 +19,21 @@ from medseg.devices import choose_layout, is_out_of_memory
 from medseg.errors import ConfigError, RunError, first_line
 from medseg.models import Network
 from medseg.progress import Watch, silent
+from medseg.stopping import stopping
 from medseg.training.ahead import Ahead, Data, threads_for
-from medseg.training.checkpoint import FORMAT, State, load_checkpoint, save_checkpoint
+from medseg.training.checkpoint import FORMAT, State, load_last, save_checkpoint
 from medseg.training.history import Epoch, line, write_history
 from medseg.training.losses import build_loss, supervised_loss
 from medseg.training.team import ALONE, Team
 
-log = logging.getLogger(__name__)
-
 CHECKPOINT = Path("checkpoints", "last.pt")
-"""In a run folder: the state after the last whole epoch."""
+"""In a run folder: the state after the last whole epoch, or within a long one."""
+
+SAVE_EVERY_S = 300.0
+"""Of an epoch that takes longer no more is lost; what writing takes is nothing beside it."""
+
+ASK_EVERY = 10
+"""Steps after which several processes agree whether to save and to stop: each time costs a message."""
 
 
 class Validation(Protocol):
@@ -72,7 +76,7 @@ class LoopOptions:
     """Where and how a loop runs; none of it changes what is learned, but `dtype`.
 
     Attributes:
-        folder: gets `checkpoints/last.pt` and `metrics.csv` after each epoch.
+        folder: gets `checkpoints/last.pt` and `metrics.csv` after each epoch, and checkpoints within long ones.
         device: to train on.
         dtype: bfloat16 for mixed precision, float32 otherwise.
         resume: go on from `checkpoints/last.pt` when it is there.
@@ -91,12 +95,14 @@ class LoopOptions:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run has finished an epoch that it can go on from."""
+    """Whether a run has a state that it can go on from."""
     return (folder / CHECKPOINT).is_file()
 
 
 def fit(network: Network, data: Data, validate: Validation | None, config: TrainConfig, options: LoopOptions) -> Fitted:
     """Train a network.
+
+    Asked to stop, by Ctrl-C or by a cluster's warning signal, it writes a checkpoint after the step in hand.
 
     Args:
         network: on the CPU, initialised.
@@ -107,7 +113,20 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
 
     Raises:
         RunError: RUN-NAN when the loss is no number (the last checkpoint stays), RUN-MEMORY, RUN-WRITE, RUN-RESUME.
+        KeyboardInterrupt: when asked to stop.
     """
+    with stopping("the step in hand", at_once=False) as asked:
+        return _fit(network, data, validate, config, options, asked)
+
+
+def _fit(
+    network: Network,
+    data: Data,
+    validate: Validation | None,
+    config: TrainConfig,
+    options: LoopOptions,
+    asked: Callable[[], bool],
+) -> Fitted:
     if config.epochs is None:
         raise ConfigError("CONFIG-VALUE", "train.epochs", "is not set", "Give a number, or a budget.")
     epochs, folder, device, watch = config.epochs, options.folder, options.device, options.watch
@@ -118,17 +137,29 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
     state = TrainingState(network, config, total_steps=sum(data.steps(epoch) for epoch in range(epochs)))
     checkpoint = folder / CHECKPOINT
     if options.resume and checkpoint.is_file():
-        state.restore(load_checkpoint(checkpoint), team)
-        log.info("resumed after epoch %d", state.epoch)
+        state.restore(load_last(checkpoint), team)
+        if state.epoch < epochs:
+            within = f" and {state.done} steps of the next" if state.done else ""
+            watch("train", state.epoch, epochs, f"goes on after {state.epoch} of {epochs} epochs{within}")
     logits_of = team.together(network)
     loss_of = build_loss(config.loss, network.out_channels, team.total)
+    saved = time.perf_counter()
+
+    def save() -> None:
+        nonlocal saved
+        state.require_finite()
+        content = state.to_dict(team)
+        if team.first:
+            write_history(folder, state.history)  # first: what a kill between the two leaves too much is written anew
+            save_checkpoint(checkpoint, content)
+        saved = time.perf_counter()
 
     while state.epoch < epochs and not state.out_of_patience:
-        started, epoch_loss = time.perf_counter(), torch.zeros((), device=device)
+        started = time.perf_counter()
         steps = data.steps(state.epoch)
         network.train()
-        batches = Ahead(data, state.epoch, threads_for(device, team.count), pinned=device.type == "cuda")
-        for step, (images, labels) in enumerate(batches):
+        batches = Ahead(data, state.epoch, threads_for(device, team.count), device.type == "cuda", state.done)
+        for step, (images, labels) in enumerate(batches, start=state.done):
             images = images.to(device, memory_format=layout, non_blocking=True)
             labels = labels.to(device, non_blocking=True)
             state.set_learning_rate()
@@ -140,27 +171,27 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
                 if config.clip_gradient is not None:
                     nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradient)
                 state.optimizer.step()
-            state.after_step()
-            epoch_loss += loss.detach()
+            state.after_step(loss.detach())
             watch(f"epoch {state.epoch + 1}/{epochs}", step + 1, steps)
-        mean_loss = float(epoch_loss) / steps  # waits for a GPU to end its work
+            if (team.count == 1 or state.step % ASK_EVERY == 0) and team.any(
+                asked() or time.perf_counter() - saved > SAVE_EVERY_S
+            ):
+                save()
+                if team.any(asked()):
+                    raise KeyboardInterrupt
+        state.require_finite()  # waits for a GPU to end its work
         waiting = batches.waited_s / (time.perf_counter() - started)
-        if not math.isfinite(mean_loss) or not state.is_finite:
-            problem = f"the loss became {mean_loss}" if not math.isfinite(mean_loss) else "the weights became NaN"
-            advice = "Start another run with -o and a lower train.learning_rate, or with train.precision=fp32."
-            raise RunError("RUN-NAN", f"epoch {state.epoch + 1}", problem, advice)
         last = state.epoch + 1 == epochs
         dice = math.nan
         if validate is not None and (last or (state.epoch + 1) % config.validate_every == 0):
             team.alike(state.averaged)
             dice = validate(state.averaged)
-        state.close_epoch(mean_loss, dice, time.perf_counter() - started, waiting)
-        content = state.to_dict(team)
-        if team.first:
-            write_history(folder, state.history)  # first: what a kill between the two leaves too much is written anew
-            save_checkpoint(checkpoint, content)
+        state.close_epoch(dice, time.perf_counter() - started, waiting)
+        save()
         watch("train", state.epoch, epochs, line(state.history, epochs))
         options.after_epoch(state.averaged, state.history)
+        if team.any(asked()):
+            raise KeyboardInterrupt
     return Fitted(state.best, state.history, state.best_epoch, state.best_dice)
 
 
@@ -184,7 +215,14 @@ class _memory_explained:  # noqa: N801  a context manager, read as a verb
 
 
 class TrainingState:
-    """All that changes while a network trains, and how it goes to a checkpoint and back."""
+    """All that changes while a network trains, and how it goes to a checkpoint and back.
+
+    Attributes:
+        epoch: whole ones until now.
+        step: steps until now.
+        done: steps of the epoch under way.
+        loss: sum over those.
+    """
 
     def __init__(self, network: Network, config: TrainConfig, total_steps: int) -> None:
         self.network = network
@@ -194,6 +232,8 @@ class TrainingState:
         self.average = Average(network, config.average) if config.average is not None else None
         self.epoch = 0
         self.step = 0
+        self.done = 0
+        self.loss = torch.zeros((), device=next(network.parameters()).device)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
@@ -204,10 +244,18 @@ class TrainingState:
         """The network that is validated and kept, in evaluation mode."""
         return (self.average.network if self.average else self.network).eval()
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether every weight is a number: the last step of an epoch can break them after its loss was fine."""
-        return all(bool(torch.isfinite(value).all()) for value in self.network.state_dict().values())
+    def require_finite(self) -> None:
+        """Look at the loss, and at every weight: the last step can break them after its loss was fine.
+
+        Raises:
+            RunError: RUN-NAN.
+        """
+        mean = float(self.loss) / max(1, self.done)
+        if math.isfinite(mean) and all(bool(torch.isfinite(part).all()) for part in self.network.state_dict().values()):
+            return
+        problem = "the weights became NaN" if math.isfinite(mean) else f"the loss became {mean}"
+        advice = "Start another run with -o and a lower train.learning_rate, or with train.precision=fp32."
+        raise RunError("RUN-NAN", f"epoch {self.epoch + 1}", problem, advice)
 
     @property
     def out_of_patience(self) -> bool:
@@ -223,15 +271,19 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def after_step(self) -> None:
+    def after_step(self, loss: Tensor) -> None:
         """Count a step and follow the weights."""
         self.step += 1
+        self.done += 1
+        self.loss += loss
         if self.average:
             self.average.update(self.network, self.step)
 
-    def close_epoch(self, loss: float, dice: float, seconds: float, waiting: float) -> None:
+    def close_epoch(self, dice: float, seconds: float, waiting: float) -> None:
         """Count an epoch and keep its weights when they are the best."""
-        self.epoch += 1
+        loss = float(self.loss) / self.done
+        self.epoch, self.done = self.epoch + 1, 0
+        self.loss.zero_()
         rate = self.optimizer.param_groups[0]["lr"]
         better = math.isnan(dice) and math.isnan(self.best_dice)
         better = better or (not math.isnan(dice) and (math.isnan(self.best_dice) or dice > self.best_dice))
@@ -249,6 +301,8 @@ class TrainingState:
             "average": self.average.network.state_dict() if self.average else None,
             "epoch": self.epoch,
             "step": self.step,
+            "done": self.done,
+            "loss": self.loss,
             "history": [row.to_dict() for row in self.history],
             "best": self.best,
             "best_epoch": self.best_epoch,
@@ -268,7 +322,8 @@ class TrainingState:
             if self.average:
                 self.average.network.load_state_dict(state["average"])
             self.history = [Epoch(**row) for row in state["history"]]
-            self.epoch, self.step = state["epoch"], state["step"]
+            self.epoch, self.step, self.done = state["epoch"], state["step"], state["done"]
+            self.loss.copy_(state["loss"])
             self.best, self.best_epoch, self.best_dice = state["best"], state["best_epoch"], state["best_dice"]
             if team.rank < len(state["random"]):
                 cpu, gpu = state["random"][team.rank]

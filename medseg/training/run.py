@@ -20,7 +20,7 @@ from medseg.config.load import dump, load, parse
 from medseg.config.yaml_text import read_yaml, write_yaml
 from medseg.devices import choose_device
 from medseg.errors import MedsegError, RunError
-from medseg.io.atomic import write_text
+from medseg.io.atomic import remove_partials, write_text
 from medseg.io.lock import exclusive
 from medseg.io.nifti import write_mask
 from medseg.models import Network, build
@@ -113,6 +113,8 @@ def train_once(
         require_tensorboard()
     with ExitStack() as held:
         team.share(lambda: held.enter_context(exclusive(output)))
+        if team.first:
+            _sweep(output, alone=shared is None)
         start, cases = team.share(lambda: _begun(config, output, device, watch, resume, shared))
         options = LoopOptions(output, device, _dtype(cases.plan.config), resume, watch, team=team)
         cases = replace(cases, plan=_with_steps(cases, options, start, started))
@@ -123,6 +125,15 @@ def train_once(
             fitted = fit(network, data, validate, cases.plan.config.train, replace(options, after_epoch=shown))
         report = team.share(lambda: _finished(cases, fitted, options))
     return TrainResult(output, fitted, report, cases.left_out)
+
+
+def _sweep(output: Path, alone: bool) -> None:
+    """Remove what a killed run left half-written; in a store of prepared slices only if no other fold may be at it."""
+    store = output / "prepared"
+    prepared = [store, *store.glob("*/")] if alone else []
+    inside = [output / name for name in ("checkpoints", "model", "overlays", "validation", "validation/references")]
+    for folder in (output, *inside, *prepared):
+        remove_partials(folder)
 
 
 def _begun(

@@ -144,6 +144,10 @@ class Team:
         dist.all_gather_object(found, own)
         return found
 
+    def any(self, own: bool) -> bool:
+        """Return whether anybody says yes."""
+        return any(self.gather(own))
+
     def share(self, make: Callable[[], T]) -> T:
         """Let the first process make something, and give it to all; what it raises is raised in all."""
         if self.count == 1:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from medseg.errors import RunError
-from medseg.training.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from medseg.training.checkpoint import FORMAT, load_checkpoint, load_last, save_checkpoint
 
 STATE: dict[str, Any] = {"format": FORMAT, "network": {"a.weight": torch.arange(4000.0)}, "epoch": 3, "best_dice": 0.5}
 
@@ -58,6 +58,31 @@ def test_the_old_one_stays_when_writing_fails(tmp_path: Path) -> None:
         save_checkpoint(path, {"format": FORMAT, "large": torch.zeros(100_000), "fault": lambda: None})
     assert path.read_bytes() == kept
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_damaged_one_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "last.pt"
+    for epoch in (3, 4, 5):
+        save_checkpoint(path, STATE | {"epoch": epoch})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["before.pt", "last.pt"]
+    assert load_last(path)["epoch"] == 5
+    assert not caplog.text
+    path.write_bytes(path.read_bytes()[:-100])
+    assert load_last(path)["epoch"] == 4
+    assert "going on from the one before" in caplog.text
+    (tmp_path / "before.pt").write_bytes(b"")
+    with pytest.raises(RunError, match="damaged"):
+        load_last(path)
+
+
+def test_without_links_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    for epoch in (3, 4):
+        save_checkpoint(tmp_path / "last.pt", STATE | {"epoch": epoch})
+    assert load_last(tmp_path / "last.pt")["epoch"] == 4
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.99])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from medseg.errors import RunError
 from medseg.models import Network, build
 from medseg.progress import silent
 from medseg.training import loop
+from medseg.training.checkpoint import load_checkpoint
 from medseg.training.loop import Average, Fitted, LoopOptions, fit, learning_rate, seed_everything
 
 CPU = torch.device("cpu")
@@ -121,6 +125,81 @@ def test_a_run_stopped_within_an_epoch_does_that_epoch_again(tmp_path: Path) -> 
     fitted, resumed = run(tmp_path / "cut", config, resume=True)
     assert equal(fitted.weights, unbroken.weights)
     assert equal(resumed.state_dict(), network.state_dict())
+
+
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_a_checkpoint_within_an_epoch_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float | None
+) -> None:
+    config = settings(average=average)
+    unbroken, network = run(tmp_path / "whole", config, data=Blobs(steps=4))
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", -1.0)  # after every step
+    for step in range(4):
+        made: list[int] = []
+
+        class Seen(Blobs):
+            def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+                made.append(step)  # noqa: B023
+                return super().batch(epoch, step)
+
+        def cut(stage: str, done: int, total: int, note: str = "", last: int = step + 1) -> None:
+            if stage.startswith("epoch 2/") and done == last:
+                raise Stop
+
+        folder = tmp_path / str(step)
+        with pytest.raises(Stop):
+            run(folder, config, data=Blobs(steps=4), watch=cut)
+        torch.rand(7)
+        fitted, resumed = run(folder, config, resume=True, data=Seen(steps=4))
+        assert made[:1] == [step]  # the step that was cut off, and none before it
+        assert equal(fitted.weights, unbroken.weights)
+        assert equal(resumed.state_dict(), network.state_dict())
+        assert rows(folder) == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are another matter there")
+def test_asked_to_stop_it_saves_after_the_step_and_goes_on_from_there(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    unbroken, _ = run(tmp_path / "whole", settings())
+    before = signal.getsignal(getattr(signal, name))
+    seen: list[str] = []
+
+    def watch(stage: str, done: int, total: int, note: str = "") -> None:
+        seen.append(f"{stage} {done}")
+        if stage.startswith("epoch 3/") and done == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", settings(), watch=watch)
+    assert seen[-1] == f"epoch 3/{EPOCHS} 1"
+    assert "stopping after the step in hand" in caplog.text
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert load_checkpoint(tmp_path / "cut" / "checkpoints" / "last.pt")["done"] == 1
+    fitted, _ = run(tmp_path / "cut", settings(), resume=True)
+    assert equal(fitted.weights, unbroken.weights)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_asked_to_stop_while_validating_it_ends_the_epoch(tmp_path: Path) -> None:
+    def asking(network: nn.Module) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return dice(network)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, settings(), validate=asking)
+    assert [row["epoch"] for row in rows(tmp_path)] == ["1"]
+
+
+def test_a_broken_weight_is_never_saved_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", -1.0)
+    with pytest.raises(RunError, match="the loss became nan") as caught:
+        run(tmp_path, settings(schedule="constant"), data=Blobs(steps=6, fault=(1, 3)))
+    assert caught.value.code == "RUN-NAN"
+    state = load_checkpoint(tmp_path / "checkpoints" / "last.pt")
+    assert (state["epoch"], state["done"]) == (1, 3)
+    assert all(bool(torch.isfinite(value).all()) for value in state["network"].values())
 
 
 def test_a_kill_between_checkpoint_and_metrics_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

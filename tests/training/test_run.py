@@ -293,11 +293,16 @@ def test_killed_at_any_moment_it_ends_as_an_unbroken_run(study: Path, tmp_path: 
     assert killed
 
 
-def test_a_damaged_checkpoint_is_refused(study: Path, tmp_path: Path) -> None:
-    config = settings(study, epochs=1)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_is_refused(study: Path, tmp_path: Path) -> None:
+    config = settings(study, epochs=2)
     train(config, tmp_path / "run")
+    whole = weights(tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[:-100])
+    train(config, tmp_path / "run", resume=True)
+    assert all(torch.equal(whole[name], value) for name, value in weights(tmp_path / "run").items())
+    for name in ("last.pt", "before.pt"):
+        path.with_name(name).write_bytes(b"zeros")
     assert refused(config, tmp_path / "run", resume=True).code == "RUN-RESUME"
 
 
