@@ -20,11 +20,11 @@ from scipy.spatial import cKDTree
 
 from medseg.errors import MaskError
 from medseg.grid import Grid
+from medseg.pieces import TOUCHING, Box, boxes
 from medseg.volume import Labels, Mask
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-Box = tuple[slice, slice, slice]
 Outcome = Literal["hit", "missed", "false alarm", "truly empty"]
 
 OUTCOMES: tuple[Outcome, ...] = ("hit", "missed", "false alarm", "truly empty")
@@ -146,6 +146,7 @@ class LabelScores:
             there is no mask), false alarm (only the mask holds it), truly empty (neither does).
         dice: and the further metrics as defined in `METRICS`.
         lesions: the pieces of the reference, largest first.
+        false_ml: volumes of the pieces of the mask that touch no reference, largest first.
     """
 
     label: str
@@ -165,6 +166,7 @@ class LabelScores:
     lesions_missed: int = 0
     lesions_false: int | None = None
     lesions: tuple[Lesion, ...] = ()
+    false_ml: tuple[float, ...] = ()
 
     def value(self, metric: str) -> float | None:
         """Return one metric by its name in `METRICS`."""
@@ -266,10 +268,10 @@ def score_missing(
     """
     unscored_ml = _volume_ml(reference, unannotated)
     reference = annotated_part(reference, reference, unannotated)
-    boxes = _boxes(reference, labels, f"{case_id} (reference)")
+    found = _boxes(reference, labels, f"{case_id} (reference)")
     scores = []
     for number, name in labels:
-        wanted = reference.labels[_union(boxes.get(number), None)] == number
+        wanted = reference.labels[_union(found.get(number), None)] == number
         lesions = _lesions(wanted, np.zeros_like(wanted), reference.grid.voxel_ml)
         scores.append(
             LabelScores(
@@ -330,7 +332,7 @@ def _score_label(name: str, predicted: Bools, wanted: Bools, grid: Grid, toleran
         return LabelScores(name, "truly empty", prediction_ml=0.0, difference_ml=0.0, lesions_false=0)
     both = int(np.count_nonzero(predicted & wanted))
     hd95, assd, surface = _distances(predicted, wanted, grid, tolerance_mm) if p and r else (None, None, 0.0)
-    lesions = _lesions(wanted, predicted, grid.voxel_ml)
+    lesions, pieces = _lesions(wanted, predicted, grid.voxel_ml), _lesions(predicted, wanted, grid.voxel_ml)
     return LabelScores(
         name,
         "hit" if both else "missed" if r else "false alarm",
@@ -347,8 +349,9 @@ def _score_label(name: str, predicted: Bools, wanted: Bools, grid: Grid, toleran
         difference_ml=(p - r) * grid.voxel_ml,
         lesions_found=sum(lesion.found for lesion in lesions),
         lesions_missed=sum(not lesion.found for lesion in lesions),
-        lesions_false=sum(not piece.found for piece in _lesions(predicted, wanted, grid.voxel_ml)),
+        lesions_false=sum(not piece.found for piece in pieces),
         lesions=lesions,
+        false_ml=tuple(piece.volume_ml for piece in pieces if not piece.found),
     )
 
 
@@ -362,7 +365,7 @@ def _distances(predicted: Bools, wanted: Bools, grid: Grid, tolerance_mm: float)
 
 
 def _lesions(pieces_of: Bools, touched_by: Bools, voxel_ml: float) -> tuple[Lesion, ...]:
-    pieces, count = ndimage.label(pieces_of, structure=np.ones((3, 3, 3)))
+    pieces, count = ndimage.label(pieces_of, structure=TOUCHING)
     if not count:
         return ()
     sizes = np.bincount(pieces[pieces_of], minlength=count + 1)[1:]
@@ -388,19 +391,18 @@ def _slice_dice(predicted: Bools, wanted: Bools, axis: int) -> float:
 
 def _boxes(mask: Mask, labels: Labels, where: str) -> dict[int, Box]:
     """Return the bounding box of each number that occurs; one pass over the voxels."""
-    found = enumerate(ndimage.find_objects(mask.labels), start=1)
-    boxes = {number: (box[0], box[1], box[2]) for number, box in found if box is not None}
-    unknown = sorted(set(boxes) - set(labels.names))
+    found = boxes(mask.labels)
+    unknown = sorted(set(found) - set(labels.names))
     if unknown:
         shown = ", ".join(str(n) for n in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         problem = f"holds the number {shown}, which is not among the labels {dict(labels.names)}"
         raise MaskError("MASK-VALUES", where, problem, "It is not scored. Name the label, or take the right mask.")
-    return boxes
+    return found
 
 
 def _union(one: Box | None, other: Box | None) -> Box:
-    boxes = [box for box in (one, other) if box is not None]
-    if not boxes:
+    both = [box for box in (one, other) if box is not None]
+    if not both:
         return slice(0, 0), slice(0, 0), slice(0, 0)
-    i, j, k = (slice(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(3))
+    i, j, k = (slice(min(b[a].start for b in both), max(b[a].stop for b in both)) for a in range(3))
     return i, j, k

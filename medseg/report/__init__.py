@@ -15,6 +15,7 @@ from medseg.report.floor import Floor, location_floor
 from medseg.report.folders import Found, Source, find_pairs, read_labels
 from medseg.report.html import case_dice, render, render_comparison
 from medseg.report.pictures import Picture, draw
+from medseg.report.placement import suspicions
 from medseg.report.provenance import predicted_by, provenance
 from medseg.report.results import LabelReport, Refusal, Report, Summary, json_schema, summarise
 from medseg.report.scoring import Pair, Scored, numbers_found, score_pairs
@@ -190,6 +191,7 @@ def _evaluate(
             predicted or {},
         ),
         strata=strata,
+        remarks=suspicions({s.result.case: s.places for s in scored if s.places is not None}),
     )
     _draw_worst(report, {pair.case: pair for pair in found.pairs}, unannotated, shown)
     write_text(output / "report.json", report.to_json())

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from medseg.errors import UsageError
 from medseg.metrics import EMPTY_RULE, METRICS, OUTCOMES, CaseScores, LabelScores, Metric
 from medseg.report.floor import Floor
+from medseg.report.lesions import LesionSize, by_size
 from medseg.report.strata import place
 from medseg.statistics import FEW, Agreement, Interval, agreement, mean_interval, median_interval, rate_interval
 from medseg.volume import Labels
@@ -82,6 +83,7 @@ class LabelReport:
         if_refused_counted: mean Dice when every refused case counted as 0; None when none was refused.
         missed_rate: 95 % interval of the share of cases missed among those that hold the label; cases count as
             independent. None when no case holds it.
+        lesions: found, missed and false ones by size.
     """
 
     label: str
@@ -92,6 +94,7 @@ class LabelReport:
     volumes: Agreement | None = None
     if_refused_counted: float | None = None
     missed_rate: Interval | None = None
+    lesions: tuple[LesionSize, ...] = ()
 
     def summary(self, metric: str) -> Summary:
         """Return the summary of one metric by name."""
@@ -177,7 +180,8 @@ class Report:
             lines.append(f"{len(self.missing)} without a mask, counted as Dice 0: {names}")
         lines.extend(f"refused, not scored: {refusal.case}: {refusal.message}" for refusal in self.refused)
         if self.unreferenced:
-            lines.append(f"{len(self.unreferenced)} masks without a reference: {_some(self.unreferenced)}")
+            count = f"{len(self.unreferenced)} mask{'' if len(self.unreferenced) == 1 else 's'}"
+            lines.append(f"{count} without a reference, not scored: {_some(self.unreferenced)}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
     def scores(self) -> dict[str, dict[str, float | int | None]]:
@@ -229,8 +233,12 @@ def summarise(
     unreferenced: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
     strata: Mapping[str, Mapping[str, str]] | None = None,
+    remarks: Sequence[str] = (),
 ) -> Report:
-    """Turn the scores of cases into a report; `strata` as from `medseg.report.strata.read_strata`."""
+    """Turn the scores of cases into a report.
+
+    `strata` are as from `medseg.report.strata.read_strata`; `remarks` stand before the report's own warnings.
+    """
     ordered = sorted(cases, key=lambda case: case.case)
     results = tuple(_result(name, ordered, len(refused), (floors or {}).get(name)) for _, name in labels)
     return Report(
@@ -241,7 +249,7 @@ def summarise(
         unscored=tuple(unscored),
         unreferenced=tuple(sorted(unreferenced)),
         results=results,
-        warnings=tuple(_warnings(ordered, results)),
+        warnings=(*remarks, *_warnings(ordered, results)),
         provenance=dict(provenance or {}),
         strata=tuple(_strata(labels, ordered, refused, strata or {})),
     )
@@ -284,6 +292,7 @@ def _result(
         volumes=agreement([s.reference_ml for s in both], [s.prediction_ml or 0.0 for s in both]),
         if_refused_counted=sum(dice) / (len(dice) + refused) if refused and dice else None,
         missed_rate=rate_interval(outcomes["missed"], outcomes["hit"] + outcomes["missed"]),
+        lesions=by_size(scores),
     )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from scipy import ndimage
 
 from medseg.errors import MedsegError, UsageError
-from medseg.metrics import CaseScores, Floats, score_case, score_missing
+from medseg.metrics import CaseScores, Floats, annotated_part, score_case, score_missing
 from medseg.report.floor import location_curve
+from medseg.report.placement import other_places
 from medseg.report.provenance import content_hash
 from medseg.report.results import Refusal
 from medseg.volume import Labels, Mask, Volume
@@ -53,12 +54,14 @@ class Scored:
         curves: by label, the Dice of centred ellipsoids (`medseg.report.floor`).
         reference_hash: of the reference's content; empty where it could not be read.
         mask_hash: likewise.
+        places: Dice at other places (`medseg.report.placement`); None where nothing was compared.
     """
 
     result: CaseScores | Refusal
     curves: dict[str, Floats | None]
     reference_hash: str = ""
     mask_hash: str = ""
+    places: Floats | None = None
 
 
 def score_pairs(
@@ -90,25 +93,28 @@ def score_pairs(
 
 def score_pair(pair: Pair, labels: Labels, tolerance_mm: float, unannotated: Collection[int] = ()) -> Scored:
     """Read and score one pair; whatever goes wrong refuses this pair only."""
-    hashes = {}
+    result: CaseScores | Refusal
+    curves: dict[str, Floats | None] = {}
+    reference_hash, mask_hash, places = "", "", None
     try:
         reference = pair.reference()
-        hashes["reference_hash"] = content_hash(reference)
+        reference_hash = content_hash(reference)
         if pair.mask is None:
             scores = score_missing(reference, labels, pair.case, pair.reason, unannotated)
         else:
             mask = pair.mask()
-            hashes["mask_hash"] = content_hash(mask)
+            mask_hash = content_hash(mask)
             scores = score_case(mask, reference, labels, pair.case, tolerance_mm=tolerance_mm, unannotated=unannotated)
+            placed = annotated_part(mask.placed_on(reference.grid), reference, unannotated)
+            places = other_places(placed, annotated_part(reference, reference, unannotated))
         curves = {name: location_curve(reference, number, unannotated) for number, name in labels}
+        result = replace(scores, group=pair.group, reference_hash=reference_hash)
     except MedsegError as error:
-        return Scored(Refusal(pair.case, error.code, error.message), {}, **hashes)
+        result = Refusal(pair.case, error.code, error.message)
     except Exception as error:  # one pair must not take the others along
         log.exception("%s: could not be scored", pair.case)
-        return Scored(
-            Refusal(pair.case, "RUN-CRASH", f"unexpected {type(error).__name__}; the log has more"), {}, **hashes
-        )
-    return Scored(replace(scores, group=pair.group, reference_hash=hashes["reference_hash"]), curves, **hashes)
+        result = Refusal(pair.case, "RUN-CRASH", f"unexpected {type(error).__name__}; the log has more")
+    return Scored(result, curves, reference_hash, mask_hash, places)
 
 
 def numbers_found(pairs: Iterable[Pair], unannotated: Collection[int] = ()) -> Labels:

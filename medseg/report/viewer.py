@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.grid import Grid
-from medseg.metrics import Box
+from medseg.pieces import Box
 from medseg.report.pictures import CT_WINDOW, PLANES, crop_axis, main_plane
 from medseg.volume import Mask, Volume
 
