@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import textwrap
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -19,7 +20,18 @@ from medseg.ledger import UNREAD, cell
 from medseg.scan import Inventory, Scan, Skipped
 
 COLOURS = {"usable": "green", "warning": "yellow", "rejected": "red"}
-TITLES = ("case", "mod", "size", "spacing mm", "axes", "verdict")
+TITLES = ("case", "kind", "voxels", "spacing mm", "axes", "verdict")
+TO_DO = ADVICE | {
+    "DICOM-COLOUR": "Pictures and reports are no scans; nothing is lost.",
+    "DICOM-LOCALIZER": "It served to plan the others; nothing is lost.",
+    "NIFTI-READ": "Copy or download it again.",
+    "NIFTI-CHECKSUM": "Copy or download it again.",
+    "NIFTI-GEOMETRY": "Convert the scan again from its DICOM files.",
+    "NIFTI-DIMENSIONS": "Write each volume to a file of its own.",
+    "SKIP-DAMAGED": "Copy or export it again.",
+}
+"""What to do about a refusal, by code."""
+
 GAP = "  "
 INDENT = "    "
 
@@ -32,7 +44,8 @@ class Listed:
     """One row.
 
     Attributes:
-        case: case id.
+        case: case id, or the name of a file that could not be read.
+        kind: `dicom` or `nifti`, empty for such a file.
         modality: DICOM modality, empty when unknown.
         shape: voxels along i, j, k, such as `512x512x60`.
         spacing_mm: along i, j, k, such as `0.78x0.78x5`.
@@ -46,6 +59,7 @@ class Listed:
     """
 
     case: str
+    kind: str
     modality: str
     shape: str
     spacing_mm: str
@@ -62,22 +76,37 @@ class Listed:
         """What there is to say about it: the reason with its code and what to do, the warnings."""
         if not self.code:
             return self.warnings
-        return " ".join(filter(None, (f"{self.reason} ({self.code}).", ADVICE.get(self.code, ""), self.warnings)))
+        return " ".join(filter(None, (f"{self.reason} ({self.code}).", TO_DO.get(self.code, ""), self.warnings)))
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The texts under `TITLES`."""
-        texts = (self.case, self.modality, self.shape, self.spacing_mm, self.orientation, self.verdict)
+        kind = self.modality or {"nifti": "NIfTI", "dicom": "DICOM"}.get(self.kind, "")
+        texts = (self.case, kind, self.shape, self.spacing_mm, self.orientation, self.verdict)
         return tuple(printable(text) for text in texts)
 
 
 def table_rows(inventory: Inventory) -> list[Listed]:
-    """Return the rows of an inventory: its scans, then files that may have been scans (junk is passed over)."""
-    rows = [_listed(scan) for scan in inventory.scans]
+    """Return the rows of an inventory: usable scans, rejected ones, then files that may have been scans.
+
+    Files of one folder with one fault are one row; junk is passed over.
+    """
+    scans = sorted(inventory.scans, key=lambda scan: not scan.usable)
+    alike: dict[tuple[Path, str, str], list[Path]] = defaultdict(list)
     for skipped in _unread(inventory):
-        name, source = skipped.path.name, str(skipped.path)
-        rows.append(Listed(name, "", "", "", "", "rejected", skipped.code, skipped.reason, "", 1, source))
-    return rows
+        alike[skipped.path.parent, skipped.code, skipped.reason].append(skipped.path)
+    return [*map(_listed, scans), *(_unread_row(*fault, paths) for fault, paths in alike.items())]
+
+
+def _unread_row(folder: Path, code: str, reason: str, paths: Sequence[Path]) -> Listed:
+    name = and_more([path.name for path in paths])
+    source = folder if len(paths) > 1 else paths[0]
+    return Listed(name, "", "", "", "", "", "rejected", code, reason, "", len(paths), str(source))
+
+
+def and_more(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many follow."""
+    return names[0] + (f" and {len(names) - 1} more" if names[1:] else "")
 
 
 def _unread(inventory: Inventory) -> list[Skipped]:
@@ -88,6 +117,7 @@ def _listed(scan: Scan) -> Listed:
     grid = scan.grid
     return Listed(
         case=scan.case_id,
+        kind=scan.kind,
         modality=scan.modality,
         shape="x".join(str(n) for n in grid.shape) if grid else "",
         spacing_mm="x".join(f"{s:.3g}" for s in grid.spacing) if grid else "",
@@ -111,7 +141,7 @@ def summary(inventory: Inventory) -> str:
         parts.append(f"{_count(len(inventory.references), 'RTSTRUCT or SEG object')}")
     if others:
         kinds = ", ".join(f"{number} x {CODES[code]}" for code, number in sorted(others.items()))
-        parts.append(f"{_count(others.total(), 'other file')} passed over ({kinds})")
+        parts.append(f"{_count(others.total(), 'other file')} passed over: {kinds}")
     return "; ".join(parts)
 
 

@@ -160,7 +160,7 @@ def test_folder_without_scans(run: Run, tmp_path: Path, junk: str | None) -> Non
     if junk:
         (tmp_path / junk).write_text("no scan")
     code, out, err = run("scan", tmp_path)
-    others = "; 1 other file passed over (1 x neither DICOM nor NIfTI)" if junk else ""
+    others = "; 1 other file passed over: 1 x neither DICOM nor NIfTI" if junk else ""
     assert (code, out, err) == (1, f"no scan found{others}\n", "")
 
 

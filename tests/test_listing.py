@@ -15,23 +15,26 @@ from medseg.listing import Listed, hanging, printable, summary, table_rows, to_c
 from medseg.scan import Inventory, Note, Skipped
 from tests.cases import scan
 
-USABLE = Listed("STS_001", "MR", "174x158x59", "0.977x0.977x3.27", "LPS", "usable", "", "", "", 59, "/d/STS_001")
+USABLE = Listed(
+    "STS_001", "dicom", "MR", "174x158x59", "0.977x0.977x3.27", "LPS", "usable", "", "", "", 59, "/d/STS_001"
+)
 REASON = "slices 41 and 42 are 7.5 mm apart, the others 2.5 mm: 2 slices are missing"
-REJECTED = Listed("case-07", "CT", "", "", "", "rejected", "DICOM-GAP", REASON, "", 58, "/d/case-07")
+REJECTED = Listed("case-07", "dicom", "CT", "", "", "", "rejected", "DICOM-GAP", REASON, "", 58, "/d/case-07")
 LONG = Listed("a_study_that_somebody_named_at_great_length_" * 2, *list(vars(USABLE).values())[1:])
 
 texts = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=70)
 rows = st.builds(
-    Listed, texts, st.sampled_from(["CT", ""]), st.just("4x4x4"), st.just("1x1x1"), st.just("LPS"),
+    Listed, texts, st.sampled_from(["dicom", "nifti", ""]), st.sampled_from(["CT", ""]),
+    st.just("4x4x4"), st.just("1x1x1"), st.just("LPS"),
     st.sampled_from(["usable", "rejected"]), st.sampled_from(["", "DICOM-GAP"]), texts, texts, st.just(1), texts,
 )  # fmt: skip
 
 
 def test_reads_as_a_table() -> None:
     assert to_text([USABLE, REJECTED], 80).plain.splitlines() == [
-        "case     mod  size        spacing mm        axes  verdict   why, or what to look",
-        "STS_001  MR   174x158x59  0.977x0.977x3.27  LPS   usable",
-        "case-07  CT                                       rejected",
+        "case     kind  voxels      spacing mm        axes  verdict   why, or what to loo",
+        "STS_001  MR    174x158x59  0.977x0.977x3.27  LPS   usable",
+        "case-07  CT                                        rejected",
         "    slices 41 and 42 are 7.5 mm apart, the others 2.5 mm: 2 slices are missing",
         "    (DICOM-GAP). Export the series again, or exclude it.",
     ]
@@ -96,8 +99,22 @@ def test_files_that_may_have_been_scans_are_rows_and_junk_is_counted() -> None:
         ("a", "usable", ""),
         ("IM7", "rejected", "SKIP-DAMAGED"),
     ]
-    assert summary(inventory) == "1 usable, 1 rejected; 2 other files passed over (2 x neither DICOM nor NIfTI)"
+    assert summary(inventory) == "1 usable, 1 rejected; 2 other files passed over: 2 x neither DICOM nor NIfTI"
     assert summary(Inventory((), (), ())) == "no scan found"
+
+
+def test_usable_scans_come_first_and_files_with_one_fault_are_one_row() -> None:
+    packed = [Skipped(scan("IM7").path.with_name(f"IM{n}"), "SKIP-DAMAGED", "packed") for n in range(5)]
+    other = Skipped(scan("IM7").path, "SKIP-DAMAGED", "the file is empty")
+    bad = scan("a.nii.gz", code="NIFTI-GEOMETRY", reason="why")
+    rows = table_rows(Inventory((bad, scan("b.nii.gz")), (), (*packed, other)))
+    assert [(row.case, row.verdict, row.files) for row in rows] == [
+        ("b", "usable", 1),
+        ("a", "rejected", 1),
+        ("IM0 and 4 more", "rejected", 5),
+        ("IM7", "rejected", 1),
+    ]
+    assert [row.cells[1] for row in rows] == ["NIfTI", "NIfTI", "", ""]
 
 
 def test_names_that_are_not_text_can_be_printed() -> None:

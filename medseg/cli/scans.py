@@ -16,7 +16,7 @@ def scan(*paths: Path, csv: Path | None = None, json: Path | None = None) -> int
         json: also write the table as JSON.
     """
     from medseg.io.atomic import write_text
-    from medseg.listing import summary, table_rows, to_csv, to_json, to_text
+    from medseg.listing import hanging, summary, table_rows, to_csv, to_json, to_text
     from medseg.scan import take_inventory
 
     inventory = take_inventory(given(paths))
@@ -26,7 +26,7 @@ def scan(*paths: Path, csv: Path | None = None, json: Path | None = None) -> int
             write_text(path, text(rows))
     if rows:
         out.print(to_text(rows, width()))
-    out.print(plain(summary(inventory)))
+    out.print(plain(hanging(summary(inventory), width())))
     usable = sum(row.verdict == "usable" for row in rows)
     if not usable:
         return NOTHING_DONE

@@ -88,9 +88,9 @@ def plain(text: str) -> Text:
     return Text("\n".join(printable(line) for line in text.split("\n")))
 
 
-def width() -> int | None:
+def width(stream: Console = out) -> int | None:
     """Return the columns of the terminal, None when output goes elsewhere."""
-    return out.width if out.is_terminal else None
+    return stream.width if stream.is_terminal else None
 
 
 def given(paths: Sequence[Path]) -> list[Path]:
@@ -107,15 +107,20 @@ def given(paths: Sequence[Path]) -> list[Path]:
 def close_batch(ledger: Ledger, output: Path) -> int:
     """Say what is to be said at the end of a batch: warnings and reasons on standard error, then the counts."""
     from medseg.ledger import NOT_SELECTED
+    from medseg.listing import and_more, hanging
 
     screen.close()
+    alike: dict[str, list[str]] = {}
     for row in ledger:
         if row.code == NOT_SELECTED:
             continue  # counted below, each with its reason in the ledger
         if row.warnings:
-            err.print(plain(f"{row.case}: warning: {row.warnings}"))
+            alike.setdefault(f"warning: {row.warnings}", []).append(row.case)
         if row.status in ("rejected", "failed"):
-            err.print(plain(f"{row.case}: {row.status}: {row.message}"))
+            code = "" if row.code in row.message else f" ({row.code})"
+            alike.setdefault(f"{row.status}: {row.message}{code}", []).append(row.case)
+    for what, cases in alike.items():
+        err.print(plain(hanging(f"{and_more(cases)}: {what}", width(err))))
     counted = ledger.counts()
     kinds = ("done", "reused", "rejected", "failed", "not selected")
     counts = ", ".join(f"{counted[kind]} {kind}" for kind in kinds if counted.get(kind)) or "no scan found"

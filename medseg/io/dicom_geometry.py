@@ -223,7 +223,7 @@ def _drift_limit(frames: Sequence[Frame], length: float) -> float:
 
 def _tilt_note(step: Float, frame: Float, drift: float) -> Note:
     angle = float(np.degrees(np.arctan2(np.linalg.norm(np.cross(step, frame[2])), step @ frame[2])))
-    message = f"the stack leans by {angle:.2f} degrees (tilted gantry): the slices are shifted by {drift:.1f} mm in all"
+    message = f"the stack leans by {angle:.2f} degrees (tilted gantry), {drift:.1f} mm in all: resample it before use"
     return "DICOM-TILT", message
 
 
