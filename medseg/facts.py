@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from medseg.pieces import Numbers, Pieces, boxes
+from medseg.pieces import Numbers, Pieces, boxes, slowest_first
 from medseg.volume import Mask, Volume
 
 Sample = NDArray[np.float32]
@@ -123,10 +123,11 @@ def label_facts(mask: Mask, count: int) -> tuple[LabelFacts, ...]:
     """Measure the labels 1 to `count`; memory beyond the mask does not grow with it."""
     order = mask.grid.order_to("RAS")
     labels: Numbers = order.apply(mask.labels)  # type: ignore[assignment]  # a view of the same type
+    as_it_lies = slowest_first(labels)  # how many pieces there are does not depend on the order of the axes
     found = {}
     for number, box in boxes(labels).items():
         if number <= count:
-            pieces = Pieces(labels[box], number)
+            pieces = Pieces(labels[box].transpose(as_it_lies), number)
             x, y, z = (side.start == 0 or side.stop == size for side, size in zip(box, labels.shape, strict=True))
             found[number] = LabelFacts(int(pieces.sizes.sum()) * mask.grid.voxel_ml, len(pieces), (x, y, z))
     return tuple(found.get(number, LabelFacts()) for number in range(1, count + 1))

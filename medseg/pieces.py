@@ -20,12 +20,16 @@ BLOCK_VOXELS = 1 << 22
 """Voxels numbered at a time: with what counting them takes, 50 MB, whatever the size of the scan."""
 
 
+def slowest_first(labels: Numbers) -> NDArray[np.intp]:
+    """Return the axes in the order in which voxels lie in memory: work in it is up to ten times faster than across."""
+    return np.argsort([-abs(stride) for stride in labels.strides], kind="stable")
+
+
 def boxes(labels: Numbers) -> dict[int, Box]:
     """Return the smallest box around each label number that occurs in `(i, j, k)`; one pass, no copy."""
-    slowest_first = np.argsort([-abs(stride) for stride in labels.strides], kind="stable")
-    # As voxels lie in memory: ten times faster than across (0.1 against 1.2 s for 512 x 512 x 400).
-    found = enumerate(ndimage.find_objects(labels.transpose(slowest_first)), start=1)
-    back = np.argsort(slowest_first)
+    order = slowest_first(labels)
+    found = enumerate(ndimage.find_objects(labels.transpose(order)), start=1)
+    back = np.argsort(order)
     return {number: (box[back[0]], box[back[1]], box[back[2]]) for number, box in found if box is not None}
 
 
@@ -82,10 +86,11 @@ class Pieces:
 def _bridges(edge: NDArray[np.int64], plane: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the pairs `(2, n)` of parts that touch across two neighbouring planes."""
     rows, columns = plane.shape
-    around = np.pad(edge, 1)
+    around, base = np.pad(edge, 1), plane.max() + 1
     found = []
     for row, column in product(range(3), repeat=2):
         moved = around[row : row + rows, column : column + columns]
         both = (moved > 0) & (plane > 0)
-        found.append(np.unique(np.stack([moved[both], plane[both]]), axis=1))
-    return np.concatenate(found, axis=1)
+        pairs = moved[both] * base + plane[both]
+        found.append(pairs[np.flatnonzero(np.diff(pairs, prepend=-1))])  # a pair stands beside its like: few are left
+    return np.stack(np.divmod(np.unique(np.concatenate(found)), base))
