@@ -19,7 +19,7 @@ from torch import Tensor
 from medseg.agreement import Agreement, Tally
 from medseg.config.settings import PredictConfig
 from medseg.devices import choose_device, is_out_of_memory
-from medseg.engines import Choice, Compute, choose, offered, start
+from medseg.engines import ENOUGH, EQUAL, Choice, Compute, choose, offered, start
 from medseg.errors import InputError, RunError
 from medseg.grid import Grid
 from medseg.intensity import Statistics, measure
@@ -128,7 +128,8 @@ class Predictor:
             places = np.linspace(0, count - 1, min(count, PROOF_SLICES)).round().astype(int).tolist()
             images = cut_slices(cut, grid, statistics, self.model.preparation, places)
             padded, _ = pad_to(images, self.model.description.patch)
-            found = choose(self._offered, self.model.networks, padded, self.device)
+            wanted = ENOUGH if self.config.precision == "bf16" else EQUAL
+            found = choose(self._offered, self.model.networks, padded, self.device, wanted)
             self.adopt(found.model_copy(update={"model": self.model.hash}))
         return self.choice or Choice(engine=self._offered[-1])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from medseg import engines
 from medseg.config import PredictConfig
 from medseg.config.networks import BiSeNetConfig, DeepLabConfig, ModelConfig, SegNetConfig, UNetConfig
-from medseg.engines import Choice, Engine, choose, installed, mask_dice, offered, start
+from medseg.engines import ENOUGH, EQUAL, Choice, Engine, choose, installed, mask_dice, offered, start
 from medseg.errors import RunError
 from medseg.models import Network, build
 from medseg.prediction import Predictor, predict
@@ -201,10 +201,22 @@ def test_the_last_engine_is_taken_with_a_warning_and_its_failure_is_one(
     monkeypatch.setattr(engines, "start", faulty(2.0))
     choice = choose([engine("openvino", "bf16")], [thresholds()], SOFT, CPU)
     assert choice.engine.name == "openvino"
-    assert not choice.proofs[0].holds
+    assert not choice.proofs[0].holds()
     assert "used because it is asked for" in caplog.text
     with pytest.raises(RuntimeError, match="cannot be converted"):
         choose([engine("onnx")], [thresholds()], SOFT, CPU)
+
+
+def test_a_precision_that_is_asked_for_may_round_but_not_be_wrong(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ladder = [engine("openvino", "bf16"), engine("torch", "bf16")]
+    for by, wanted, taken in ((0.7, EQUAL, 1), (0.7, ENOUGH, 0), (4.0, ENOUGH, 1)):
+        monkeypatch.setattr(engines, "start", faulty(by))
+        choice = choose(ladder, [thresholds()], SOFT, CPU, wanted)
+        assert choice.engine == ladder[taken]
+        assert ENOUGH < choice.proofs[0].dice[0] < EQUAL or by == 4
+    assert caplog.text.count("used because it is asked for") == 1  # torch's masks are exact here
 
 
 def test_a_choice_survives_json_and_knows_its_model() -> None:
