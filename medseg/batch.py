@@ -42,6 +42,11 @@ NOT_TOLD = (
     "scans and masks are not compared with them"
 )
 
+NOT_CALIBRATED = (
+    "too few validation cases told what the model's expected Dice is worth ({}): it ranks the cases in review.csv, and "
+    "flags none"
+)
+
 FEW_VOXELS = 1 << 23
 """32 slices of 512 x 512: read and written in about the second of processor time that a process takes to start. They
 go without, since compressed pixels are decoded in processes of their own anyway."""
@@ -169,9 +174,11 @@ def processes(batch: BatchConfig, jobs: Sequence[Job]) -> int:
 
 
 def tell_what_is_not_compared(model: Model, watch: Watch) -> None:
-    """Say, once for a command, when the model does not tell how far its training cases reach."""
+    """Say, once for a command, what the model does not tell: how far its training cases reach, what its doubt means."""
     if seen_by(model.description.trained_on) is None:
         watch("predict", 0, 0, NOT_TOLD)
+    if missing := [name for _, name in model.labels if name not in model.description.dice_offsets]:
+        watch("predict", 0, 0, NOT_CALIBRATED.format(", ".join(missing)))
 
 
 def choose_cases(inventory: Inventory, model: Model, roots: Sequence[Path]) -> tuple[tuple[Case, ...], list[Row]]:
@@ -266,6 +273,7 @@ class _Run:
             predictor.model.hash,
             predictor.rules,
             self.seen,
+            predictor.model.description.dice_offsets,
             names=self.names(case),
             output=self.output,
             staging=place,

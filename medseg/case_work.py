@@ -79,6 +79,7 @@ class Job:
         model_hash: for DICOM outputs.
         rules: how each label is cleaned, by its number.
         seen: how far the model's training cases reach; None when it does not tell.
+        dice_offsets: what calibrates the expected Dice, by the name of the label.
         names: of the files that it gets.
         output: the folder where they will be.
         staging: a folder on the same file system where they are written first.
@@ -91,6 +92,7 @@ class Job:
     model_hash: str
     rules: Mapping[int, CleanConfig]
     seen: Seen | None
+    dice_offsets: Mapping[str, float]
     names: Mapping[Format, str]
     output: Path
     staging: Path
@@ -187,7 +189,7 @@ class CaseWork:
         """Write the files into the staging folder, each opened again and compared, and judge the case.
 
         Args:
-            expected_dice: of each label, by name, as far as the model tells.
+            expected_dice: of each label, by name, as the networks say it.
 
         Returns:
             The hash of the files' contents, and what a person should look at.
@@ -218,7 +220,7 @@ class CaseWork:
         job = self._job
         names = [name for _, name in job.labels]
         labels = dict(zip(names, label_facts(mask, len(names)), strict=True))
-        return judge(self._facts, labels, expected_dice, job.seen, job.preparation)
+        return judge(self._facts, labels, expected_dice, job.dice_offsets, job.seen, job.preparation)
 
     def _write(self, form: Format, path: Path, mask: Mask) -> None:
         job = self._job

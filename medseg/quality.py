@@ -7,6 +7,7 @@ stated with their reasons and tuned on no data: a flag says "look", never "wrong
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -234,11 +235,30 @@ def _border(name: str, facts: LabelFacts, seen: SeenLabel | None, plane: Plane) 
         yield Flag("REVIEW-BORDER", f"{name} touches the end of the scan: {' and '.join(places)}")
 
 
+def calibrated(expected_dice: Mapping[str, float], offsets: Mapping[str, float]) -> dict[str, float]:
+    """Return the Dice that masks reach, in the mean over validation cases, where the model expects so much by itself.
+
+    How sure a network is, is a matter of its training: a short one leaves a little probability in every voxel of the
+    background, a long one too little. The order of cases stays.
+
+    Args:
+        expected_dice: by label name, from 0 to 1.
+        offsets: to be added to the log odds, by label name; a label without one keeps its value.
+    """
+    return {name: shifted(dice, offsets.get(name, 0.0)) for name, dice in expected_dice.items()}
+
+
+def shifted(dice: float, offset: float) -> float:
+    """Add to the log odds of a Dice; 0 and 1 stay."""
+    odds = math.exp(offset)
+    return dice * odds / (1 - dice + dice * odds)
+
+
 def judge_doubt(expected_dice: Mapping[str, float]) -> list[Flag]:
     """Flag labels whose outline the model itself is not sure of.
 
     Args:
-        expected_dice: by label name, from 0 to 1; labels without an estimate do not occur.
+        expected_dice: by label name, from 0 to 1, calibrated; labels without an estimate do not occur.
     """
     low = sorted((dice, name) for name, dice in expected_dice.items() if dice < LOW_DICE)
     return [Flag("REVIEW-DICE", f"the expected Dice of {name} is {dice:.2f}") for dice, name in low]

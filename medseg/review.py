@@ -14,7 +14,7 @@ from medseg.facts import LabelFacts, ScanFacts, Seen
 from medseg.io.atomic import write_text
 from medseg.ledger import cell
 from medseg.preparation import Preparation
-from medseg.quality import Flag, judge_doubt, judge_mask, judge_scan, score_of
+from medseg.quality import Flag, calibrated, judge_doubt, judge_mask, judge_scan, score_of
 
 REVIEW = "review.csv"
 
@@ -59,6 +59,7 @@ def judge(
     scan: ScanFacts | None,
     labels: Mapping[str, LabelFacts],
     expected_dice: Mapping[str, float],
+    offsets: Mapping[str, float],
     seen: Seen | None,
     preparation: Preparation,
 ) -> Review:
@@ -68,16 +69,19 @@ def judge(
         scan: as measured; None when it was not.
         labels: of its mask, by name.
         expected_dice: by label name, as far as the model tells.
+        offsets: that calibrate it, by label name. A label without one is not flagged for doubt: the figure ranks cases,
+            and says nothing about how well one of them is drawn.
         seen: by the model in training; None when it does not tell.
         preparation: how the model takes a scan.
     """
+    expected = calibrated(expected_dice, offsets)
     flags = [
-        *judge_doubt(expected_dice),
+        *judge_doubt({name: dice for name, dice in expected.items() if name in offsets}),
         *judge_mask(labels, seen, preparation.plane),
         *(judge_scan(scan, seen, preparation) if scan and seen else ()),
     ]
     heaviest_first = sorted(flags, key=lambda flag: -flag.weight)
-    return Review(tuple(heaviest_first), {name: facts.volume_ml for name, facts in labels.items()}, dict(expected_dice))
+    return Review(tuple(heaviest_first), {name: facts.volume_ml for name, facts in labels.items()}, expected)
 
 
 class Reviews:

@@ -170,6 +170,14 @@ def threshold_model(
     return Model((network.eval(),), description, prepare)
 
 
+def random_model() -> Model:
+    """A network whose logits are close to one another: a change in their last bits changes labels."""
+    plain = threshold_model(400)
+    torch.manual_seed(0)
+    network = build(UNetConfig(widths=(4, 8), norm="instance"), 3, 2).eval()
+    return Model((network,), plain.description, plain.preparation)
+
+
 def random_volume(grid: Grid, seed: int = 0) -> Volume:
     """Return whole numbers from -500 to 500, none of them 0."""
     values = np.random.default_rng(seed).integers(1, 501, grid.shape)

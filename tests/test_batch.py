@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -46,6 +47,7 @@ from tests.studies import (
     kill_after,
     leaked,
     nifti_case,
+    random_model,
     stored_labels,
     threshold_model,
     voxels,
@@ -575,6 +577,25 @@ def test_a_model_that_does_not_tell_is_said_once(scans: Path, tmp_path: Path, mo
     predict_folder([scans], model, tmp_path / "out", watch=lambda *news: told.append(news[-1]))
     assert sum("does not tell how far its training cases reach" in line for line in told) == 1
     assert set(reviews(tmp_path / "out")) == {"p0", "p1", "p2", "p3"}
+
+
+def test_doubt_is_calibrated_and_flags_only_then(scans: Path, tmp_path: Path) -> None:
+    found, told = {}, []
+    for offset in (None, -3.0, 3.0):
+        model = random_model()
+        told_of = {} if offset is None else {"tumour": offset}
+        model = replace(model, description=model.description.model_copy(update={"dice_offsets": told_of}))
+        out = tmp_path / str(offset)
+        predict_folder([scans], model, out, watch=lambda *news: told.append(news[-1]))
+        (row,) = [row for row in csv.DictReader((out / "review.csv").open()) if row["case"] == "p0"]
+        found[offset] = (float(row["expected_dice_tumour"]), "REVIEW-DICE" in row["flags"])
+    plain, flagged = found[None]
+    assert not flagged
+    for offset in (-3.0, 3.0):
+        dice = plain * math.exp(offset) / (1 - plain + plain * math.exp(offset))
+        assert found[offset] == (pytest.approx(dice, abs=0.002), dice < 0.7)
+    assert {flag for _, flag in found.values()} == {True, False}
+    assert sum("what the model's expected Dice is worth (tumour)" in line for line in told) == 1
 
 
 def test_what_is_ahead_is_told_before_the_first_scan(scans: Path, tmp_path: Path, model: Model) -> None:

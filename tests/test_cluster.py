@@ -125,7 +125,18 @@ def hand_out(
     predictor, client = Predictor(threshold_model(400)), FakeClient(ends)
     model = predictor.model
     jobs = [
-        Job(Case(scan.case_id, "", (scan,)), model.preparation, model.labels, model.hash, {}, None, {}, folder, folder)
+        Job(
+            Case(scan.case_id, "", (scan,)),
+            model.preparation,
+            model.labels,
+            model.hash,
+            rules={},
+            seen=None,
+            dice_offsets={},
+            names={},
+            output=folder,
+            staging=folder,
+        )
         for scan in scans
     ]
     return client, list(_Cluster(client, "name", jobs, predictor, 60).run(lambda: False))

@@ -19,27 +19,16 @@ import torch
 from medseg import lanes
 from medseg.batch import predict_folder
 from medseg.config import PredictConfig
-from medseg.config.networks import UNetConfig
 from medseg.config.settings import BatchConfig
 from medseg.grid import Grid
 from medseg.io.atomic import PARTIAL_PREFIX
 from medseg.ledger import Ledger
-from medseg.models import build
-from medseg.models.model_folder import Model
 from medseg.prediction import Outputs, Predictor
 from medseg.scan import find_scans, read
 from tests.fragile import Fragile
-from tests.studies import AFFINE, nifti_case, threshold_model
+from tests.studies import AFFINE, nifti_case, random_model, threshold_model
 
 TWO = BatchConfig(workers=2, timeout_s=300)
-
-
-def random_model() -> Model:
-    """A network whose logits are close to one another: a change in their last bits changes labels."""
-    plain = threshold_model(400)
-    torch.manual_seed(0)
-    network = build(UNetConfig(widths=(4, 8), norm="instance"), 3, 2).eval()
-    return Model((network,), plain.description, plain.preparation)
 
 
 def masks(folder: Path) -> dict[str, bytes]:

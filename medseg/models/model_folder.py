@@ -72,6 +72,9 @@ class ModelDescription(Settings):
     )
     recipe: dict[str, Any] = Field({}, description="how it was trained: `section.key` to value")
     scores: dict[str, Any] = Field({}, description="of the validation cases")
+    dice_offsets: dict[str, Annotated[float, Field(ge=-20, le=20)]] = Field(
+        {}, description="label -> what to add to the log odds of the Dice that it expects, from the validation cases"
+    )
     parent: str = Field("", description="hash of the model that training started from; empty for random weights")
     versions: dict[str, str] = Field({}, description="of the packages that trained it")
     weights: dict[Annotated[str, Field(pattern=WEIGHTS_NAME)], str] = Field(
@@ -156,7 +159,7 @@ def join_models(models: Sequence[Model], folder: Path, **described: Any) -> None
     Args:
         models: whose networks, labels, preparations and patches are equal; the first one's settings of prediction hold.
         folder: of the ensemble.
-        described: fields of its description, such as `scores`. By default it has no scores, since it was not measured,
+        described: fields of its description, such as `scores`. By default it has none of what was to be measured,
             `trained_on` holds what each model was trained on, and a recipe when all have the same one.
 
     Raises:
@@ -171,7 +174,7 @@ def join_models(models: Sequence[Model], folder: Path, **described: Any) -> None
     recipes = [model.description.recipe for model in models]
     recipe = recipes[0] if all(other == recipes[0] for other in recipes) else {}
     trained_on = {"members": [model.description.trained_on for model in models]}
-    told = {"recipe": recipe, "trained_on": trained_on, "scores": {}, **described}
+    told = {"recipe": recipe, "trained_on": trained_on, "scores": {}, "dice_offsets": {}, **described}
     members = [network.state_dict() for model in models for network in model.networks]
     save_model(folder, first.model_copy(update=told), *members)
 

@@ -39,6 +39,7 @@ from medseg.preparation import Preparation
 from medseg.progress import Watch, silent
 from medseg.report import Report
 from medseg.split import folds_text
+from medseg.training.calibration import dice_offsets
 from medseg.training.cases import CONFIG, Shared, remembered, tell
 from medseg.training.losses import build_loss
 from medseg.training.plan import Plan, count_out_channels, make_plan
@@ -256,7 +257,8 @@ def _joined(output: Path, found: Examination, plan: Plan) -> Report | None:
             models = [load_model(folder) for folder in folders]
             _gather([folder / "validation" for folder in folders], output / "validation")
             report = score(output / "validation", found.dataset.cases, models[0].labels)
-            described = {"trained_on": plan.measured.to_dict(), "scores": report.scores()}
+            offsets = dice_offsets(report, [folder / "validation" / "masks" for folder in folders])
+            described = {"trained_on": plan.measured.to_dict(), "scores": report.scores(), "dice_offsets": offsets}
             join_models(models, output / "model", **described)
             return report
     except RunError as error:

@@ -32,6 +32,7 @@ from medseg.reading import read_case
 from medseg.reference import read_reference
 from medseg.report import Report, evaluate
 from medseg.training.budget import Pace, rehearse, within_budget
+from medseg.training.calibration import dice_offsets
 from medseg.training.cases import CONFIG, Prepared, Shared, prepare_cases
 from medseg.training.data import TrainingSlices, VolumeDice
 from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, nothing, seed_everything
@@ -207,7 +208,8 @@ def _finished(cases: Prepared, fitted: Fitted, options: LoopOptions) -> Report |
     if cases.held_out:
         report = _scored(load_model(folder / "model"), cases.held_out, config, folder, options.watch)
     if report is not None:
-        save_model(folder / "model", description.model_copy(update={"scores": report.scores()}), fitted.weights)
+        found = {"scores": report.scores(), "dice_offsets": dice_offsets(report, [folder / "validation" / "masks"])}
+        save_model(folder / "model", description.model_copy(update=found), fitted.weights)
     return report
 
 

@@ -22,7 +22,9 @@ from medseg.io.nifti import read_mask
 from medseg.metrics import score_case
 from medseg.models.model_folder import Model, load_model
 from medseg.prediction import Predictor
+from medseg.quality import LOW_DICE, shifted
 from medseg.scan import find_scans, read
+from medseg.training.calibration import offset
 from medseg.volume import Mask
 
 Row = dict[str, float]
@@ -39,7 +41,8 @@ def main() -> None:
     references = {path.name.split(".")[0]: path for path in sorted(given.references.glob("*.nii*"))}
     chosen = set(json.loads(given.cases.read_text())["validation"]) if given.cases else set(references)
     model = load_model(given.model)
-    rows = {name: row_of(model, given.scans / name, path) for name, path in references.items() if name in chosen}
+    scans = {path.name.split(".")[0]: path for path in given.scans.iterdir()}
+    rows = {name: row_of(model, scans[name], path) for name, path in references.items() if name in chosen}
     kinds = ["dice", "expected", "mirrored dice", "mirrored expected", "mirrored between"]
     print("| case | " + " | ".join(kinds) + " |\n|---|" + "---|" * len(kinds))
     for name, row in sorted(rows.items(), key=lambda item: item[1]["dice"]):
@@ -47,6 +50,20 @@ def main() -> None:
     for truth, estimate in (("dice", kinds[1]), ("mirrored dice", kinds[3]), ("mirrored dice", kinds[4])):
         columns = [np.array([row[kind] for row in rows.values()]) for kind in (truth, estimate)]
         print(f"{estimate}: {ranks(*columns)}")
+    told_of_calibration(*(np.array([row[kind] for row in rows.values()]) for kind in ("dice", "expected")))
+
+
+def told_of_calibration(truth: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
+    """Print how far off the expected Dice is, and whom it flags, as it is and calibrated on all other cases."""
+    others = [np.arange(len(truth)) != number for number in range(len(truth))]
+    apart = [shifted(dice, offset(expected[rest], truth[rest])) for dice, rest in zip(expected, others, strict=True)]
+    low = truth < LOW_DICE
+    for name, estimate in (("as it is", expected), ("calibrated on the others", np.array(apart))):
+        flagged, off = estimate < LOW_DICE, float(np.mean(np.abs(estimate - truth)))
+        print(
+            f"{name}: off by {off:.3f} in the mean; flagged {np.sum(flagged & low)} of {np.sum(low)} below {LOW_DICE}, "
+            f"{np.sum(flagged & ~low)} of {np.sum(~low)} above"
+        )
 
 
 def row_of(model: Model, scan: Path, reference: Path) -> Row:
@@ -57,7 +74,7 @@ def row_of(model: Model, scan: Path, reference: Path) -> Row:
         settings = PredictConfig(engine="torch", precision="fp32", device="cpu", mirror=mirror)
         found = Predictor(model, settings).predict(volume)
         truth = on_grid(read_mask(reference), volume.grid)
-        scores = score_case(found.mask, truth, model.labels, scan.name, tolerance_mm=2)
+        scores = score_case(found.mask, truth, model.labels, reference.name, tolerance_mm=2)
         values = [each.value("dice") for each in scores.labels]
         row[f"{prefix}dice"] = float(np.mean([value for value in values if value is not None]))
         row[f"{prefix}expected"] = float(np.mean(list(found.agreement.expected.values())))

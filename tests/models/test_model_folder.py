@@ -166,7 +166,7 @@ def members(tmp_path: Path) -> list[Path]:
     """Three models that differ in their weights only."""
     for number in range(3):
         torch.manual_seed(number)
-        told = described(NETWORKS[0], trained_on={"cases": number}, scores={"dice": 0.5})
+        told = described(NETWORKS[0], trained_on={"cases": number}, scores={"dice": 0.5}, dice_offsets={"tumour": 1})
         save_model(tmp_path / f"m{number}", told, build(NETWORKS[0], 3, 2).state_dict())
     return [tmp_path / f"m{number}" for number in range(3)]
 
@@ -186,7 +186,7 @@ def test_an_ensemble_holds_its_members(ensemble: Path, members: list[Path]) -> N
         assert all(torch.equal(alone[name], value) for name, value in network.state_dict().items())
         assert not network.training
     assert model.description.trained_on == {"members": [{"cases": number} for number in range(3)]}
-    assert model.description.scores == {}
+    assert (model.description.scores, model.description.dice_offsets) == ({}, {})
     assert model.hash not in {load_model(member).hash for member in members}
 
 

@@ -119,6 +119,7 @@ def test_the_model_is_the_ensemble(whole: FoldsResult, tmp_path: Path) -> None:
         assert all(torch.equal(own[name], value) for name, value in network.state_dict().items())
     assert whole.report is not None
     assert model.description.scores == whole.report.scores()
+    assert model.description.dice_offsets.keys() == {"tumour"}
     assert model.description.trained_on["cases"] == 6
     assert load_model(whole.folder / "fold-1").description.trained_on["cases"] == 3
     nifti_case(tmp_path, "new", 41)
