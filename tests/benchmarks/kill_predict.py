@@ -92,9 +92,9 @@ def main() -> None:
     seen: dict[str, int] = {}
     broken: list[str] = []
     killed = repeated = 0
-    for _ in range(given.kills):
+    while killed < given.kills and len(recorded(out)) < given.scans:
         # From the start of the program to a little way into its cases: in all, the kills fall over the whole run.
-        moment = chance.uniform(0.3 * lead, lead + 2.5 * (last - first) / given.kills)
+        moment = chance.uniform(0.3 * lead, lead + 1.5 * (last - first) / given.kills)
         before = stamps(out, recorded(out))
         process, begun = start(given.work, out), time.perf_counter()
         while process.poll() is None and time.perf_counter() - begun < moment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from medseg.models import build
 from medseg.models.model_folder import ModelDescription, save_model
 from medseg.preparation import Channel, Preparation
 from medseg.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT = UNetConfig(widths=(16, 32, 64, 128, 256), norm="instance", activation="leaky_relu")
 """The network that `medseg train` takes by default."""
@@ -86,12 +90,14 @@ def _broken(folder: Path, number: int, sound: Path) -> None:
             write_series(volume, folder / f"gap_{number:02}", SeriesIdentity(f"B{number:03}"))[5].unlink()
 
 
-def make_model(folder: Path, network: ModelConfig = DEFAULT, precision: str = "auto") -> Path:
-    """Write a model folder with random weights."""
+def make_model(folder: Path, network: ModelConfig = DEFAULT, precision: str = "auto", steps: int = 0) -> Path:
+    """Write a model folder: random weights, or what a few steps make of them, whose masks are solid, not noise."""
     import torch
 
     torch.manual_seed(0)
     prepare = Preparation("axial", SPACING_MM, (Channel("image", "percentile"),), context=1)
+    built = build(network, prepare.in_channels, 2)
+    learn(built, prepare, steps)
     description = ModelDescription(
         network=network,
         in_channels=prepare.in_channels,
@@ -101,5 +107,24 @@ def make_model(folder: Path, network: ModelConfig = DEFAULT, precision: str = "a
         patch=(64, 64),
         predict=PredictConfig(precision=precision, device="cpu"),  # type: ignore[arg-type]  # one of its words
     )
-    save_model(folder, description, build(network, prepare.in_channels, 2).state_dict())
+    save_model(folder, description, built.state_dict())
     return folder
+
+
+def learn(network: torch.nn.Module, prepare: Preparation, steps: int) -> None:
+    """Teach a network to draw the brighter parts of the body, without their noise."""
+    import torch
+    from torch.nn import functional as F
+
+    from medseg.prepare import prepared_blocks
+
+    shape = (128, 128, 8)
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for step in range(steps):
+        voxels = texture(shape, step)
+        images = next(prepared_blocks(Volume(voxels[None], grid(shape), "MR"), prepare, block=shape[2])).images
+        smooth = F.avg_pool2d(images[:, prepare.context], 9, stride=1, padding=4)
+        loss = F.cross_entropy(network(images), (smooth > smooth.quantile(0.8)).long())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()

@@ -4,7 +4,9 @@ python tests/benchmarks/predict_many.py --scale 0.1 --work /tmp/many
 
 At scale 1: 200 scans of about 20 slices, 10 of them broken, and one of 512 x 512 x 400. The command runs as users run
 it. The network alone is timed on slices of the same sizes, in batches of the same size; a plain loop (MONAI's
-`LoadImage`, the same preparation of slices as a user would write it, the same network, nibabel) runs on a part.
+`LoadImage`, the same preparation of slices as a user would write it, the same network, nibabel) runs on a part, and so
+does nnU-Net's predictor, when `--nnunet` names the python of an environment that has `nnunetv2` (in float32, which is
+all that it does on a processor; medseg then too).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from medseg.prediction import Predictor
 from medseg.scan import find_scans
 from tests.benchmarks.many_scans import DEFAULT, make_model, make_scans
 
+STEPS = 40
 CASES, BROKEN, LARGE = 200, 10, (512, 512, 400)
 
 
@@ -72,12 +75,15 @@ def _pss(pid: int) -> int:
 
 
 def command(scans: Path, model: Path, out: Path, options: list[str]) -> tuple[float, float, int, Peak]:
-    """Run `medseg predict`; return wall seconds, processor seconds, exit code and the peak of memory."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Run `medseg predict`; returns as `timed`."""
     words = ["predict", str(scans), "--model", str(model), "-o", str(out), *options]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from medseg.cli import main; main()", *words], stdout=subprocess.DEVNULL
-    )
+    return timed([sys.executable, "-c", "from medseg.cli import main; main()", *words])
+
+
+def timed(words: list[str]) -> tuple[float, float, int, Peak]:
+    """Run a program; return wall seconds, processor seconds, exit code and the peak of memory."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     peak = Peak(process.pid)
     peak.start()
     code = process.wait()
@@ -88,12 +94,7 @@ def command(scans: Path, model: Path, out: Path, options: list[str]) -> tuple[fl
 
 def one_of(scans: Path, work: Path) -> Path:
     """Return a folder with one scan: what a run costs before it comes to its scans."""
-    folder = work / "one_scan"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(work / "one", ignore_errors=True)
-    folder.mkdir()
-    (folder / "a.nii.gz").symlink_to(min(scans.glob("scan_*.nii.gz")).resolve())
-    return folder
+    return _folder_of([min(scans.glob("scan_*.nii.gz"))], work / "one_scan")
 
 
 def network_alone(predictor: Predictor, shapes: list[tuple[int, int, int]], most: int) -> tuple[float, float]:
@@ -105,11 +106,11 @@ def network_alone(predictor: Predictor, shapes: list[tuple[int, int, int]], most
         sizes[rows, columns] += slices
     for (rows, columns), slices in sizes.items():
         images = torch.randn(batch, 3, rows, columns)
-        predictor.logits(images)
+        predictor.outputs(images)
         rounds = max(1, min(most, slices // batch))
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(rounds):
-            predictor.logits(images)
+            predictor.outputs(images)
         share = slices / (rounds * batch)
         wall += (time.perf_counter() - start) * share
         used += (time.process_time() - cpu) * share
@@ -147,7 +148,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder to work in; made, and left")
     parser.add_argument("--large", type=int, default=None, help="slices of the large scan")
     parser.add_argument("--tiny", action="store_true", help="a network of two channels: memory beside the network")
-    parser.add_argument("--part", type=int, default=10, help="scans of the plain loop")
+    parser.add_argument("--part", type=int, default=10, help="scans of the plain loop and of nnU-Net")
+    parser.add_argument("--nnunet", type=Path, help="python of an environment that has nnunetv2")
     parser.add_argument("options", nargs="*", help="more options of medseg predict, after --")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -157,9 +159,10 @@ def main() -> None:
         slices = given.large if given.large is not None else round(LARGE[2] * given.scale)
         make_scans(scans, count, broken, (*LARGE[:2], slices))
         network = UNetConfig(widths=(2, 2)) if given.tiny else DEFAULT
-        make_model(given.work / "model", network, precision="bf16")
-    shutil.rmtree(out, ignore_errors=True)
-    start_wall, start_used, _, _ = command(one_of(scans, given.work), given.work / "model", given.work / "one", [])
+        make_model(given.work / "model", network, precision="bf16", steps=0 if given.tiny else STEPS)
+    _fresh(out)
+    first = one_of(scans, given.work)
+    start_wall, start_used, _, _ = command(first, given.work / "model", _fresh(given.work / "one"), [])
     wall, used, code, peak = command(scans, given.work / "model", out, given.options)
     with (out / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -181,20 +184,47 @@ def main() -> None:
     beside = 1000 * (used - start_used - alone_cpu) / area
     print(f"processor {used:.1f} s, of the network alone {alone_cpu:.1f} s; the rest, without what a run with one scan")
     print(f"takes, for a slice of 512 x 512 ({area:.0f} of them): {beside:.1f} ms")
-    part = [scan.path for scan in usable if scan.case_id != "large"][: given.part]
-    some = given.work / "part"
-    shutil.rmtree(some, ignore_errors=True)
-    some.mkdir()
-    for path in part:
-        (some / path.name).symlink_to(path.resolve())
-    shutil.rmtree(given.work / "part_masks", ignore_errors=True)
-    shutil.rmtree(given.work / "plain", ignore_errors=True)
-    mine = command(some, given.work / "model", given.work / "part_masks", given.options)
-    theirs = plain_loop(part, model, given.work / "plain")
-    print(
-        f"{len(part)} scans: medseg {mine[0]:.1f} s ({mine[1]:.1f} s of processor, start of Python included), "
-        f"plain loop {theirs[0]:.1f} s ({theirs[1]:.1f} s)"
-    )
+    small = [scan.path for scan in usable if scan.case_id != "large"]
+    against_loop(small[:: max(1, len(small) // given.part)][: given.part], model, given.work)
+    if given.nnunet:
+        fit = {
+            scan.path for scan in usable if scan.grid and scan.grid.shape[:2] == (256, 256)
+        }  # one patch of nnU-Net's
+        against_nnunet(
+            [path for path in small if path in fit and path.is_file()][: given.part], given.nnunet, given.work
+        )
+
+
+def against_loop(part: list[Path], model: Model, work: Path) -> None:
+    """Print what medseg and a plain loop take for some scans."""
+    mine = command(_folder_of(part, work / "part"), work / "model", _fresh(work / "part_masks"), [])
+    theirs = plain_loop(part, model, _fresh(work / "plain"))
+    print(f"{len(part)} scans: medseg with its start {mine[0]:.1f} s, {mine[1]:.1f} s of processor;")
+    print(f"  a plain loop {theirs[0]:.1f} s, {theirs[1]:.1f} s of processor: {theirs[0] / mine[0]:.2f}")
+
+
+def against_nnunet(part: list[Path], python: Path, work: Path) -> None:
+    """Print what medseg and nnU-Net take for some scans, both in float32."""
+    some = _folder_of(part, work / "part_256")
+    program = Path(__file__).with_name("nnunet_predict.py")
+    mine = command(some, work / "model", _fresh(work / "part_256_masks"), ["--precision", "fp32"])
+    theirs = timed([str(python), str(program), str(some), "-o", str(_fresh(work / "nnunet"))])
+    for name, (wall, used, code, peak) in {"medseg, fp32": mine, "nnU-Net": theirs}.items():
+        print(f"{len(part)} scans of 256 x 256, {name}: {wall:.1f} s, {used:.1f} s of processor, code {code}, ", end="")
+        print(f"{peak.bytes / 1e6:.0f} MB in {len(peak.parts)} processes")
+    print(f"  ratio of wall time {theirs[0] / mine[0]:.2f}, of processor time {theirs[1] / mine[1]:.2f}")
+
+
+def _folder_of(paths: list[Path], folder: Path) -> Path:
+    _fresh(folder).mkdir()
+    for path in paths:
+        (folder / path.name).symlink_to(path.resolve())
+    return folder
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 if __name__ == "__main__":
