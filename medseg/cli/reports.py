@@ -74,18 +74,23 @@ def evaluate(
     return DONE if report.complete and not low else SOME_REJECTED
 
 
-def compare(*paths: Path, metric: str = "dice", output: Annotated[Path | None, OUTPUT_NAMES] = None) -> int:
+def compare(
+    *paths: Path, metric: str = "dice", output: Annotated[Path | None, OUTPUT_NAMES] = None, paper: bool = False
+) -> int:
     """Compare two or more reports on the same cases, with a test that holds its level for few cases.
 
     Args:
         paths: a report.json each, or the folders that hold them.
         metric: what to compare, such as dice, surface_dice or hd95_mm.
         output: folder for compare.html, compare.json and compare.csv.
+        paper: also write figures (PNG, SVG) and the sentences to the folder paper below it.
     """
     from medseg.listing import hanging
     from medseg.report import compare as run
     from medseg.report import write_comparison
 
+    if paper and output is None:
+        raise UsageError("USAGE-OPTION", "--paper", "there is no folder to write to", "Give one with --output.")
     if len(paths) < 2:
         raise UsageError("USAGE-PATH", "paths", f"{len(paths)} report is given, wanted two or more", "Name them.")
     names = [str(path) if paths.count(path) == 1 else f"{path} ({n})" for n, path in enumerate(paths, start=1)]
@@ -95,6 +100,10 @@ def compare(*paths: Path, metric: str = "dice", output: Annotated[Path | None, O
             out.print(plain(hanging(sentence, width())))
     if output is not None:
         write_comparison(differences, output)
+        if paper:
+            from medseg.report.paper import write_comparison_paper
+
+            write_comparison_paper(differences, output / "paper")
         out.print(plain(f"comparison: {output / 'compare.html'}"))
     return DONE
 

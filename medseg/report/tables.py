@@ -53,17 +53,25 @@ def to_markdown(report: Report) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """Return the summary as a LaTeX table for the package booktabs; names are escaped, and cannot be commands."""
-    rows = [" & ".join(_latex(text) for text in row) + r" \\" for row in _table(report)]
+    """Return the summary as a LaTeX table for the package booktabs; names are escaped, and cannot be commands.
+
+    Each label is a line above its metrics, and the letters are small: so it fits the page of a plain article.
+    """
+    rows, above = [], ""
+    for label, *cells in _table(report):
+        if label != above:
+            rows.append(rf"\multicolumn{{5}}{{l}}{{\emph{{{_latex(label)}}}}} \\")
+        rows.append(" & ".join(_latex(text) for text in cells) + r" \\")
+        above = label
     return "\n".join(
         [
             r"% \usepackage{booktabs}",
             r"\begin{table}",
-            r"\centering",
+            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
             r"\caption{" + " ".join(_latex(note) for note in _notes(report)) + "}",
-            r"\begin{tabular}{llrrrr}",
+            r"\begin{tabular}{lrrrr}",
             r"\toprule",
-            " & ".join(_latex(text) for text in HEADINGS) + r" \\",
+            " & ".join(_latex(text) for text in HEADINGS[1:]) + r" \\",
             r"\midrule",
             *rows,
             r"\bottomrule",

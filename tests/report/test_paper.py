@@ -12,8 +12,7 @@ import pytest
 
 from medseg.metrics import CaseScores, LabelScores
 from medseg.report.compare import compare
-from medseg.report.figures import write_difference_figure
-from medseg.report.paper import write_paper
+from medseg.report.paper import write_comparison_paper, write_paper
 from medseg.report.results import summarise
 from medseg.report.tables import to_latex, to_markdown
 from medseg.volume import Labels
@@ -46,7 +45,7 @@ def test_the_tables_say_what_the_report_says():
     dice = report.label("tumour").summary("dice")
     # (0 + .5 + .7 + .8 + .9 + .95) / 6 = .6417, median (.7 + .8) / 2
     wanted = f"0.642 ({dice.mean_interval.low:.3f} to {dice.mean_interval.high:.3f})"
-    assert f"tumour & Dice & 6 & 0 & {wanted} & 0.750" in to_latex(report)
+    assert f"\\emph{{tumour}}}} \\\\\nDice & 6 & 0 & {wanted} & 0.750" in to_latex(report)
     assert f"| tumour | Dice | 6 | 0 | {wanted} |".replace("(", r"\(").replace(")", r"\)") in to_markdown(report)
     assert "5 hit, 1 missed, 0 false alarm, 0 truly empty" in to_latex(report)
     assert "Both masks empty" in to_markdown(report)
@@ -56,9 +55,11 @@ def test_names_stay_names():
     report = make([0.5, 0.6, 0.7], EVIL)
     latex, markdown = to_latex(report), to_markdown(report)
     for line in latex.splitlines():
-        if line.startswith(r"\textbackslash"):
-            # Five columns' separators, and nothing else that LaTeX would act on but its own escapes.
-            assert len(re.findall(r"(?<!\\)&", line)) == 5
+        if "textbackslash" in line:
+            # The line of the label: nothing that LaTeX would act on but its own escapes.
+            assert line.startswith(r"\multicolumn{5}{l}{\emph{") or line.startswith(r"\caption{")
+            line = line.removeprefix(r"\multicolumn{5}{l}{\emph{").removesuffix(r"}} \\")
+            line = line.removeprefix(r"\caption{").removesuffix("}")
             known = r"\\(text\w+\{\}|[&%$#_{}]|\\$)"
             rest = re.sub(known, "", line).replace("$-$", "").replace("{[}", "").replace("{]}", "")
             assert not set(rest) & set("\\$%#_{}~^"), rest
@@ -75,6 +76,11 @@ def test_latex_accepts_it(tmp_path):
     (tmp_path / "a.tex").write_text(text + to_latex(make([0.5, 0.6, 0.7], EVIL)) + r"\end{document}", "utf-8")
     done = subprocess.run(["pdflatex", "-interaction=batchmode", "a.tex"], cwd=tmp_path, check=False, timeout=60)
     assert done.returncode == 0
+    # A plain article's page is the narrowest; the label of signs alone is as long as its line.
+    text = text + to_latex(make([0.5, 0.6, 0.7], "tumour")) + r"\end{document}"
+    (tmp_path / "b.tex").write_text(text, "utf-8")
+    subprocess.run(["pdflatex", "-interaction=batchmode", "b.tex"], cwd=tmp_path, check=True, timeout=60)
+    assert "Overfull" not in (tmp_path / "b.log").read_text("latin-1")
 
 
 @pytest.mark.parametrize("label", ["tumour", EVIL])
@@ -112,5 +118,7 @@ def test_figures_of_too_few_cases_are_left_out(tmp_path):
 
 def test_a_figure_of_differences(tmp_path):
     (found,) = compare({"A": make([0.1, 0.5, 0.6, 0.7, 0.8]), "B": make([0.5, 0.6, 0.5, 0.8, 0.8])})
-    svg, _ = write_difference_figure(found, tmp_path, "differences")
+    svg, png, sentences = write_comparison_paper([found], tmp_path)
+    assert (svg.name, png.name) == ("differences-1.svg", "differences-1.png")
     assert "Dice: B minus A" in svg.read_text("utf-8")
+    assert found.sentence() in sentences.read_text("utf-8")
