@@ -48,6 +48,7 @@ MARK_TAGS = {
     "stack": (0x00209056,),
     "image component": (0x00089208, 0x0043102F),
     "cardiac phase": (0x00209241,),
+    "unit": (0x00541001,),
 }
 """What may tell volumes apart that share a series; the private tags are Siemens', GE's and Philips' b-values, Siemens'
 directions, and GE's numbers for magnitude, phase, real and imaginary part."""

@@ -71,7 +71,7 @@ _WANTED = frozenset(
     [
         *(0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x0008103E, 0x00100010, 0x00100020, 0x00100030),
         *(0x0020000D, 0x0020000E, 0x00200011, 0x00200013, 0x00200032, 0x00200037, 0x00200052, 0x00201002, 0x00540081),
-        *(0x00180015, 0x00209162, 0x00209163),
+        *(0x00180015, 0x00209162, 0x00209163, 0x00201209),
         *(0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102),
         *(0x00280103, 0x00280301, 0x00281052, 0x00281053, 0x00283000, 0x00282110, IMAGES, IMAGE_HEADER, 0x52009229),
         0x52009230,
@@ -98,6 +98,7 @@ class Header:
         frames: the images in it, in stored order.
         count: how many images the acquisition is said to have, 0 when unsaid.
         slices: how many slices each volume of a PET series is said to have, 0 when unsaid.
+        total: how many images the whole series is said to have, 0 when unsaid.
         parts: into how many files a multi-frame object was divided (PS3.3 C.7.6.16.2.2.4), 0 when it was not.
         code: why the file is unfit, "" when it is fit.
         reason: the same in words.
@@ -121,6 +122,7 @@ class Header:
     instance: int | None = None
     count: int = 0
     slices: int = 0
+    total: int = 0
     parts: int = 0
     pixels: PixelElement | None = None
     frames: tuple[Frame, ...] = ()
@@ -222,6 +224,7 @@ def _describe(path: Path, parsed: Parsed, data: BinaryIO) -> Header:
         instance=integer(source, 0x00200013),
         count=integer(source, 0x00201002) or 0,
         slices=integer(source, 0x00540081) or 0,
+        total=integer(source, 0x00201209) or 0,
         parts=integer(source, 0x00209163) or integer(source, 0x00209162) or 0,
     )
     if header.kind == "image":

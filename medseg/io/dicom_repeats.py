@@ -63,7 +63,7 @@ _SPLITTERS = (
     "series number",
     *("temporal position", "acquisition number", "echo", "b-value", "private b-value", "image type"),
     *("inversion time", "flip angle", "sequence", "tube voltage", "kernel", "contrast agent", "stack"),
-    *("image component", "cardiac phase"),
+    *("image component", "cardiac phase", "unit"),
     *("gradient direction", "trigger time", "frame time", "acquisition time", "content time"),
 )
 """Tried one by one, then all but the times together."""
@@ -73,7 +73,7 @@ _TIMES = 4
 
 _CONTRASTS = (
     *("temporal position", "echo", "b-value", "private b-value", "inversion time", "flip angle", "sequence"),
-    *("tube voltage", "kernel", "image component", "cardiac phase", "kind of image"),
+    *("tube voltage", "kernel", "image component", "cardiac phase", "unit", "kind of image"),
 )
 """What must not vary inside one volume; the acquisition number may (one for each rotation of a step-and-shoot CT)."""
 

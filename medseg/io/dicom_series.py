@@ -335,7 +335,12 @@ def _count_notes(series: _Series, headers: Sequence[Header], frames: Sequence[Fr
     parts = max(header.parts for header in headers)
     if parts > len(headers):
         return [("DICOM-COUNT", f"its images were divided into {parts} files, of which {len(headers)} are here")]
-    for claimed, there in ((max(h.count for h in headers), acquired), (max(h.slices for h in headers), len(frames))):
+    claims = (
+        (max(header.count for header in headers), acquired),
+        (max(header.slices for header in headers), len(frames)),
+        (max(header.total for header in headers), len(series.by_path)),
+    )
+    for claimed, there in claims:
         if claimed > there:
             return [("DICOM-COUNT", f"the header counts {claimed} images, {there} are here: some may be missing")]
     numbers = [header.instance for header in headers if header.instance is not None]

@@ -33,6 +33,7 @@ MARKS = {
     "contrast agent": ("with contrast agent", "no contrast agent"),
     "image component": ("image component {}", "no image component"),
     "cardiac phase": ("{} % of the cardiac cycle", "no cardiac phase"),
+    "unit": ("unit {}", "no unit"),
     "stack": ("stack {}", "no stack"),
     "gradient direction": ("gradient direction {}", "no gradient direction"),
     "trigger time": ("trigger time {} ms", "no trigger time"),

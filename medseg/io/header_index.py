@@ -27,7 +27,7 @@ from medseg.io.header_rows import FIELDS, WHO, Numbers, Row, as_tuples, from_row
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6
+FORMAT = 7
 """Raised whenever a header is read or kept differently: an index of another format is ignored."""
 
 SETTLED_NS = 2 * 10**9

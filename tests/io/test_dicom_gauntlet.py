@@ -860,6 +860,60 @@ def changed_all(change: Callable[[bytes], bytes]) -> Make:
     return make
 
 
+def with_changed_copy(folder: Path) -> None:
+    data = save(series(), folder)[5].read_bytes()
+    (folder / "copy.dcm").write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+
+
+def two_units(dataset: Dataset, number: int) -> None:
+    dataset.Units = "BQML" if number < 10 else "GML"
+
+
+def own_uid(keyword: str) -> Callable[[Dataset, int], None]:
+    return lambda dataset, _n: setattr(dataset, keyword, generate_uid())
+
+
+def two_coordinates(data: bytes) -> bytes:
+    at = data.index(b"\x20\0\x32\0DS")
+    length = struct.unpack("<H", data[at + 6 : at + 8])[0]
+    return data[: at + 8] + b"-11\\-14".ljust(length) + data[at + 8 + length :]
+
+
+def nested_place(dataset: Dataset, _n: int) -> None:
+    other = Dataset()
+    other.ImagePositionPatient, other.PixelSpacing, other.Rows = ["1", "2", "3"], ["9", "9"], 3
+    dataset.SourceImageSequence = Items([other])
+
+
+def icon(dataset: Dataset, _n: int) -> None:
+    small = Dataset()
+    small.Rows = small.Columns = 4
+    small.BitsAllocated = small.BitsStored = 8
+    small.PixelData = bytes(16)
+    small["PixelData"].VR = "OB"
+    dataset.IconImageSequence = Items([small])
+
+
+def fragmented(streams: list[bytes], size: int) -> bytes:
+    """Encapsulated pixels without an offset table, each frame in pieces of some bytes."""
+    pieces = [stream[at : at + size] for stream in streams for at in range(0, len(stream), size)]
+    items = [struct.pack("<HHL", 0xFFFE, 0xE000, len(piece)) + piece for piece in (b"", *pieces)]
+    return b"".join(items) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+
+
+def many_fragments(folder: Path) -> None:
+    datasets = compress(series(), JPEG2000Lossless)
+    for dataset in datasets:
+        dataset.PixelData = fragmented(list(generate_frames(dataset.PixelData, number_of_frames=1)), 500)
+    save(datasets, folder)
+
+
+def enhanced_fragments(folder: Path) -> None:
+    (whole,) = compress([enhanced(series())], JPEG2000Lossless)
+    whole.PixelData = fragmented(list(generate_frames(whole.PixelData, number_of_frames=SLICES)), 1000)
+    save([whole], folder)
+
+
 def move_far(datasets: list[Dataset]) -> None:
     for dataset in datasets[10:]:
         dataset.FrameOfReferenceUID = "1.2.3.4"
@@ -1109,6 +1163,37 @@ ROWS: list[tuple[str, Make, str]] = [
         "DICOM-COUNT",
     ),
     ("PET that counts more slices", each(put(NumberOfSlices=23), modality="PT"), "DICOM-COUNT"),
+    ("a series that counts more images", each(put(NumberOfSeriesRelatedInstances=23)), "DICOM-COUNT"),
+    ("a series that counts its images", each(put(NumberOfSeriesRelatedInstances=SLICES)), "ok"),
+    (
+        "PET of two units",
+        each(two_units, modality="PT"),
+        "!DICOM-MIXED",
+    ),
+    (
+        "one slice without its orientation",
+        edited(lambda d: drop("ImageOrientationPatient")(d[4], 4)),
+        "!DICOM-GEOMETRY",
+    ),
+    ("one slice mirrored", change_some(range(4, 5), ImageOrientationPatient=[-1, 0, 0, 0, 1, 0]), "!DICOM-"),
+    ("two slices of another modality", change_some(range(3, 5), Modality="MR"), "!DICOM-MIXED"),
+    (
+        "a series identifier for each slice",
+        each(own_uid("SeriesInstanceUID")),
+        "!DICOM-SINGLE",
+    ),
+    (
+        "a study identifier for each slice",
+        each(own_uid("StudyInstanceUID")),
+        "!DICOM-MIXED",
+    ),
+    ("a copy with one bit changed", with_changed_copy, "!DICOM-DUPLICATE"),
+    ("position of two values", changed_all(two_coordinates), "!DICOM-GEOMETRY"),
+    ("other position in a nested sequence", each(nested_place), "ok"),
+    ("icon with pixels of its own", each(icon), "ok"),
+    ("garbage behind the data set", changed_all(lambda data: data + bytes(range(100))), "ok"),
+    ("enhanced CT, a frame in two fragments", enhanced_fragments, "ok"),
+    ("JPEG 2000 in many fragments", many_fragments, "ok"),
     (
         "two slices of another birth date",
         each(lambda d, n: put(PatientBirthDate=f"19{50 + n // 18}0101")(d, n)),
