@@ -7,7 +7,7 @@ import io
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -21,6 +21,9 @@ USABLE = Listed(
 REASON = "slices 41 and 42 are 7.5 mm apart, the others 2.5 mm: 2 slices are missing"
 REJECTED = Listed("case-07", "dicom", "CT", "", "", "", "rejected", "DICOM-GAP", REASON, "", 58, "/d/case-07")
 LONG = Listed("a_study_that_somebody_named_at_great_length_" * 2, *list(vars(USABLE).values())[1:])
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no fault."""
 
 texts = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=70)
 rows = st.builds(
@@ -58,6 +61,7 @@ def test_wide_characters_keep_the_columns() -> None:
     assert cell_len(first.partition("MR")[0]) == cell_len(second.partition("MR")[0])
 
 
+@PATIENT
 @given(st.lists(rows, min_size=1, max_size=6))
 def test_one_line_a_row_for_grep(some: list[Listed]) -> None:
     lines = to_text(some).plain.split("\n")
@@ -67,6 +71,7 @@ def test_one_line_a_row_for_grep(some: list[Listed]) -> None:
         assert line.rstrip().endswith(printable(row.why or row.verdict).rstrip())
 
 
+@PATIENT
 @given(st.lists(rows, min_size=1, max_size=6), st.integers(40, 200))
 def test_no_word_is_lost_at_any_width(some: list[Listed], width: int) -> None:
     shown = "".join(to_text(some, width).plain.split())
