@@ -7,6 +7,7 @@ the checksums inside, and a flipped bit would train on unnoticed. The one before
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 from contextlib import suppress
@@ -34,10 +35,12 @@ def save_checkpoint(path: Path, state: State) -> None:
     Raises:
         RunError: RUN-WRITE.
     """
+    archive = io.BytesIO()  # given a path, torch writes by itself, and tells of a full disk in a way of its own
+    torch.save(state, archive)
     with atomic_path(path) as partial:
-        torch.save(state, partial)
-        with partial.open("r+b") as file:
-            file.write(hashlib.file_digest(file, "sha256").digest())
+        with partial.open("wb") as file:
+            file.write(archive.getbuffer())
+            file.write(hashlib.sha256(archive.getbuffer()).digest())
         before = one_before(path)
         with suppress(OSError):  # a file system without links keeps the last one only
             before.unlink(missing_ok=True)

@@ -12,6 +12,9 @@ from typing import Any
 
 from medseg.io.atomic import write_text
 
+METRICS = "metrics.csv"
+"""In a run folder: a row for each epoch."""
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -65,7 +68,7 @@ def write_history(folder: Path, history: Sequence[Epoch]) -> None:
     for row in history:
         record = row.to_dict()
         writer.writerow({key: "" if isinstance(v, float) and math.isnan(v) else v for key, v in record.items()})
-    write_text(folder / "metrics.csv", text.getvalue())
+    write_text(folder / METRICS, text.getvalue())
 
 
 def time_left(seconds: float) -> str:

@@ -22,7 +22,7 @@ from medseg.progress import Watch, silent
 from medseg.stopping import stopping
 from medseg.training.ahead import Ahead, Data, threads_for
 from medseg.training.checkpoint import FORMAT, State, load_last, save_checkpoint
-from medseg.training.history import Epoch, line, write_history
+from medseg.training.history import METRICS, Epoch, line, write_history
 from medseg.training.losses import build_loss, supervised_loss
 from medseg.training.team import ALONE, Team
 
@@ -141,6 +141,8 @@ def _fit(
         if state.epoch < epochs:
             within = f" and {state.done} steps of the next" if state.done else ""
             watch("train", state.epoch, epochs, f"goes on after {state.epoch} of {epochs} epochs{within}")
+    elif options.resume and (folder / METRICS).is_file():
+        watch("train", 0, epochs, f"there is no {CHECKPOINT}: it begins anew, and ends as it would have")
     logits_of = team.together(network)
     loss_of = build_loss(config.loss, network.out_channels, team.total)
     saved = time.perf_counter()

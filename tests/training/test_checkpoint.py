@@ -60,6 +60,23 @@ def test_the_old_one_stays_when_writing_fails(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_a_full_disk_is_told_and_the_old_one_stays(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="the system has no limits")
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, STATE)
+    kept = path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # larger files are refused by the system itself
+    try:
+        with pytest.raises(RunError) as caught:
+            save_checkpoint(path, STATE | {"large": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.code == "RUN-WRITE"
+    assert path.read_bytes() == kept
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
 def test_a_damaged_one_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "last.pt"
     for epoch in (3, 4, 5):

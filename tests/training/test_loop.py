@@ -235,6 +235,16 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert not seen
 
 
+def test_without_its_checkpoint_a_resumed_run_begins_anew_and_says_so(tmp_path: Path) -> None:
+    config = settings()
+    first, _ = run(tmp_path, config)
+    (tmp_path / "checkpoints" / "last.pt").unlink()
+    told: list[str] = []
+    again, _ = run(tmp_path, config, resume=True, watch=lambda stage, done, total, note="": told.append(note))
+    assert equal(again.weights, first.weights)
+    assert "begins anew" in told[0]
+
+
 def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
     one, _ = run(tmp_path / "one", settings())
     other, _ = run(tmp_path / "other", settings())
