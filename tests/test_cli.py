@@ -122,7 +122,7 @@ def test_version(run: Run) -> None:
         (("evaluate", "--masks", "/no/such", "--references", ".", "-o", "o"), "/no/such: not a folder"),
         (("evaluate", "--masks", ".", "--references", ".", "-o", "o", "--fail-under", "dice"), "such as dice=0.8"),
         (("evaluate", "--masks", ".", "--references", ".", "-o", "o", "--fail-under", "hd95_mm=3"), "Metrics: dice"),
-        (("evaluate", "--masks", ".", "--references", ".", "-o", "o", "--groups", "/no/such"), "case,group"),
+        (("evaluate", "--masks", ".", "--references", ".", "-o", "o", "--groups", "/no/such"), "not readable"),
         (("compare", "/no/such/a", "/no/such/b"), "/no/such/a: cannot be read"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,7 +47,10 @@ def evaluate(
 
     names = None
     if labels:
-        names = Labels({number: name.strip() for number, name in enumerate(labels.split(","), start=1)})
+        given = [name.strip() for name in labels.split(",")]
+        if not all(given):
+            raise UsageError("USAGE-OPTION", "--labels", f"{labels!r} holds an empty name", "Name 1, 2, ... in order.")
+        names = Labels(dict(enumerate(given, start=1)))
     metric, least = _threshold(fail_under) if fail_under else ("", 0.0)
     patients = _read_groups(groups) if groups else None
     columns = _read_strata(strata, by)
@@ -93,8 +97,7 @@ def compare(
         raise UsageError("USAGE-OPTION", "--paper", "there is no folder to write to", "Give one with --output.")
     if len(paths) < 2:
         raise UsageError("USAGE-PATH", "paths", f"{len(paths)} report is given, wanted two or more", "Name them.")
-    names = [str(path) if paths.count(path) == 1 else f"{path} ({n})" for n, path in enumerate(paths, start=1)]
-    differences = run({name: _read_report(path) for name, path in zip(names, paths, strict=True)}, metric)
+    differences = run({name: _read_report(path) for name, path in zip(_short(paths), paths, strict=True)}, metric)
     for difference in differences:
         for sentence in (difference.sentence(), *difference.notes()):
             out.print(plain(hanging(sentence, width())))
@@ -125,6 +128,17 @@ def _command(
     named = [f"{option} {shlex.quote(path.resolve().name)}" for option, path in paths.items() if path]
     plain_texts = [f"{option} {shlex.quote(text)}" for option, text in texts.items() if text]
     return " ".join(["medseg evaluate", *named, *plain_texts])
+
+
+def _short(paths: Sequence[Path]) -> list[str]:
+    """Name each report by as much of the end of its path as tells it from the others; equal ones get a number."""
+    places = [(path.parent if path.name == "report.json" else path).resolve().parts for path in paths]
+    names = []
+    for number, place in enumerate(places):
+        others = [other for n, other in enumerate(places) if n != number]
+        least = next((n for n in range(1, len(place)) if all(other[-n:] != place[-n:] for other in others)), 0)
+        names.append("/".join(place[-least:]) if least else f"{place[-1]} ({number + 1})")
+    return names
 
 
 def _count_cases(done: int, total: int) -> None:
@@ -165,14 +179,12 @@ def _read_groups(path: Path) -> dict[str, str]:
     Raises:
         UsageError: USAGE-PATH when the file is not such a table.
     """
-    import csv
+    from medseg.report.strata import read_rows
 
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return {row["case"]: (row["group"] or "").strip() for row in csv.DictReader(file)}
-    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
-        problem = "not readable as a CSV file with the columns case and group"
-        raise UsageError("USAGE-PATH", str(path), problem, "Its first line is: case,group") from error
+    rows = read_rows(path)
+    if not rows or not {"case", "group"} <= set(rows[0]):
+        raise UsageError("USAGE-PATH", str(path), "has no columns case and group", "Its first line is: case,group")
+    return {row["case"] or "": (row["group"] or "").strip() for row in rows}
 
 
 def _read_strata(path: Path | None, columns: str | None) -> dict[str, dict[str, str]] | None:

@@ -175,6 +175,11 @@ def _evaluate(
     if both := sorted(unannotated & (set(labels.names) | {0})):
         problem = f"{both[0]} is {'background' if not both[0] else f'the label {labels.names[both[0]]!r}'}"
         raise UsageError("USAGE-OPTION", "unannotated", problem, "Name a number that no label has.")
+    for column, values in strata.items():
+        known = {case.casefold() for case in values}
+        if not any(pair.case.casefold() in known for pair in found.pairs):
+            problem = f"no case of the table is among the cases, such as {found.pairs[0].case!r}"
+            raise UsageError("USAGE-OPTION", column, problem, "Its column case holds the case ids, as in scores.csv.")
     scored = score_pairs(found.pairs, labels, tolerance_mm, watch, unannotated)
     report = summarise(
         labels,
@@ -191,13 +196,22 @@ def _evaluate(
             predicted or {},
         ),
         strata=strata,
-        remarks=suspicions({s.result.case: s.places for s in scored if s.places is not None}),
+        remarks=[*_copies(scored), *suspicions({s.result.case: s.places for s in scored if s.places is not None})],
     )
     _draw_worst(report, {pair.case: pair for pair in found.pairs}, unannotated, shown)
     write_text(output / "report.json", report.to_json())
     write_text(output / "scores.csv", to_csv(report))
     write_text(output / "report.html", render(report, shown.drawn, shown.notes, shown.volumes))
     return report
+
+
+def _copies(scored: Sequence[Scored]) -> list[str]:
+    """Say that masks are their references; a single equal pair may be chance, of a tiny target."""
+    pairs = [s for s in scored if s.places is not None]
+    equal = sum(s.mask_hash == s.reference_hash for s in pairs)
+    if equal < 2 or 2 * equal < len(pairs):
+        return []
+    return [f"Copies? {equal} of {len(pairs)} masks equal their references voxel by voxel. No model does that."]
 
 
 def _floors(scored: Sequence[Scored], labels: Labels) -> dict[str, Floor]:

@@ -123,7 +123,8 @@ class Difference:
                 f"The test cannot give p < {LEVEL:g} here, however large the difference: too few patients have one."
             )
         if self.test.groups < FEW:
-            said.append(f"Few cases: {_counted(self.test.groups, 'patient')}. The interval is wide.")
+            interval = "The interval is wide" if self.test.interval else "Too few for an interval"
+            said.append(f"Few cases: {_counted(self.test.groups, 'patient')}. {interval}.")
         return tuple(sentence for sentence in said if sentence)
 
     def _figures(self) -> str:

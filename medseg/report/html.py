@@ -97,7 +97,7 @@ def render_comparison(differences: Sequence[Difference]) -> str:
 
 def _page(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"show": _show, "mm": lambda value: f"{value:.2f}", "form": _form}
+    environment.filters |= {"show": _show, "mm": lambda value: f"{value:.2f}", "form": _form, "p": _p}
     return environment.from_string(_text(name))
 
 
@@ -135,6 +135,10 @@ def _show(value: float | None, form: str) -> str:
     if digits is None:  # ml: three significant digits, no more than 0.001 ml
         digits = int(np.clip(2 - np.floor(np.log10(size)), 0, 3)) if size > 0 else 0
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _text(name: str) -> str:

@@ -341,7 +341,8 @@ def _lines(result: LabelReport) -> list[str]:
     counts = ", ".join(f"{result.outcomes[outcome]} {outcome}" for outcome in OUTCOMES)
     distance = f"; median HD95 {hd95.median:.1f} mm" if hd95.median is not None else ""
     return [
-        f"{result.label}: mean Dice {dice.mean:.3f}{spread}, median {dice.median:.3f}, {dice.cases} cases{floor}",
+        f"{result.label}: mean Dice {dice.mean:.3f}{spread}, median {dice.median:.3f}, "
+        f"{dice.cases} case{'' if dice.cases == 1 else 's'}{floor}",
         f"  {counts}{distance}",
     ]
 

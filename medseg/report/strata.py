@@ -41,7 +41,7 @@ def read_strata(path: Path, columns: Sequence[str]) -> Columns:
         UsageError: USAGE-PATH when the file cannot be read so; USAGE-OPTION for a column that is not there, or that has
             too many different texts.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     missing = [name for name in (CASE_COLUMN, *columns) if rows and name not in rows[0]]
     if missing or not rows:
         problem = f"no column {missing[0]!r}" if missing else "no row"
@@ -62,7 +62,12 @@ def place(cases: Sequence[str], values: Mapping[str, str]) -> dict[str, list[str
     return {value: members for value, members in found.items() if members}
 
 
-def _rows(path: Path) -> list[dict[str, str | None]]:
+def read_rows(path: Path) -> list[dict[str, str | None]]:
+    """Read a CSV, separated by commas or semicolons, as one mapping of column to text for each row.
+
+    Raises:
+        UsageError: USAGE-PATH when it cannot be read so.
+    """
     try:
         text = path.read_text("utf-8-sig")
         first = text.partition("\n")[0]

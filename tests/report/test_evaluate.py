@@ -174,8 +174,18 @@ def test_what_cannot_be_evaluated_is_a_usage_error(tmp_path):
             evaluate(tmp_path / masks, tmp_path / references, tmp_path / "o", labels=TUMOUR)
         assert caught.value.code == code
     write_mask(tmp_path / "m" / "b.nii.gz", tumour())
+    write_mask(tmp_path / "b" / "a.nii.gz", tumour())
+    with pytest.raises(UsageError, match="no case of the table"):
+        evaluate(tmp_path / "b", tmp_path / "r", tmp_path / "o", labels=TUMOUR, strata={"site": {"other": "A"}})
     with pytest.raises(UsageError, match="pair by equal names"):
         evaluate(tmp_path / "m", tmp_path / "r", tmp_path / "o", labels=TUMOUR)
+
+
+def test_masks_that_are_their_references_are_told(tmp_path):
+    pairs = [Pair(f"c{n}", tumour, lambda n=n: tumour(start=6 + (n > 3))) for n in range(6)]
+    report = evaluate_pairs(pairs, tmp_path, TUMOUR, pictures=0)
+    assert report.warnings[0].startswith("Copies? 4 of 6 masks equal their references")
+    assert not any("Copies" in said for said in evaluate_pairs(pairs[3:], tmp_path, TUMOUR, pictures=0).warnings)
 
 
 def test_a_truncated_mask_is_refused_and_the_others_go_on(tmp_path):
@@ -242,7 +252,8 @@ def test_what_nobody_annotated_is_left_out_and_said(tmp_path):
     for number in (0, 1):
         with pytest.raises(UsageError, match="USAGE-OPTION"):
             evaluate(*folders, tmp_path / "out", labels=TUMOUR, unannotated=(number, 255))
-    plain = evaluate(tmp_path / "masks", tmp_path / "masks", tmp_path / "plain", unannotated=(255,))
+    write_mask(tmp_path / "whole" / "a.nii.gz", tumour())
+    plain = evaluate(tmp_path / "masks", tmp_path / "whole", tmp_path / "plain", unannotated=(255,))
     assert not any("Annotated" in warning for warning in plain.warnings)
 
 
