@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # One thread for each test process: the suite runs several at once, and torch's threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No example has to be quick: a busy machine is no fault.
+settings.register_profile("unhurried", settings.default, deadline=None)
+settings.load_profile("unhurried")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

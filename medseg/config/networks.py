@@ -16,7 +16,8 @@ Widths = Annotated[tuple[Width, ...], Field(min_length=2, max_length=9)]
 """Channels of each stage. Nine stages shrink the image 256 times: more than any slice has to give."""
 
 FITTED_WIDTHS = (16, 32, 64, 128, 256)
-"""Channels of a U-Net whose `widths` are left to the plan: all of them, or fewer stages where slices are small."""
+"""Channels of a U-Net whose `widths` are left to the plan: all of them, or the last ones where slices are small. Those
+have few pixels: wide stages cost little there and go on learning for longer (docs/benchmarks.md, "In equal time")."""
 
 
 class UNetConfig(Settings):
@@ -25,8 +26,8 @@ class UNetConfig(Settings):
     name: Literal["unet"] = "unet"
     widths: Widths | None = Field(
         (64, 128, 256),
-        description="channels of each stage, the last one is the bottleneck; null: 16, 32, 64, 128, 256, fewer stages "
-        "for small slices",
+        description="channels of each stage, the last one is the bottleneck; null: 16, 32, 64, 128, 256, without the "
+        "first ones for small slices",
     )
     norm: Literal["none", "batch", "instance", "group"] = Field(
         "none", description="normalisation after each convolution"

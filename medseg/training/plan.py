@@ -285,9 +285,9 @@ def _stack(case: CaseMeasure, preparation: Preparation) -> tuple[int, int, int]:
 
 
 def fitted_widths(rows: float, columns: float) -> tuple[int, ...]:
-    """Return the widths of a U-Net that is no deeper than slices of this size allow; two stages at least."""
+    """Return the widths of a U-Net no deeper than slices of this size allow, and always as wide at the bottom."""
     stages = int(math.log2(max(1, min(rows, columns) / SMALLEST_MAP))) + 1
-    return FITTED_WIDTHS[: max(2, stages)]
+    return FITTED_WIDTHS[-max(2, stages) :]
 
 
 def fitted_patch(rows: float, columns: float, stride: int) -> tuple[int, int]:

@@ -65,7 +65,7 @@ def test_what_is_open_is_filled_in_with_a_reason_and_said_again(study: Path, fou
     file.write_text(plan.to_yaml())
     loaded = load(file)
     assert loaded.prepare.plane == "axial"
-    assert loaded.model.widths == (16, 32, 64)  # type: ignore[union-attr]  # 20 pixels: 10, 5; half of 5 is below 4
+    assert loaded.model.widths == (64, 128, 256)  # type: ignore[union-attr]  # 20 pixels: 10, 5; half of 5 is below 4
     assert loaded.train.patch == (24, 20)  # rows along y: 24 is a multiple of 4 already, as is 20
     said = comments(plan)
     for key in LEFT_OPEN:
@@ -130,10 +130,10 @@ def test_sizes_are_those_of_the_working_grid(study: Path, found: Examination) ->
     [
         ((512, 512), (16, 32, 64, 128, 256)),
         ((64, 500), (16, 32, 64, 128, 256)),  # 64 / 16 = 4
-        ((63, 500), (16, 32, 64, 128)),
-        ((36, 50), (16, 32, 64, 128)),
-        ((8, 8), (16, 32)),
-        ((1, 1), (16, 32)),
+        ((63, 500), (32, 64, 128, 256)),
+        ((36, 50), (32, 64, 128, 256)),
+        ((8, 8), (128, 256)),
+        ((1, 1), (128, 256)),
     ],
 )
 def test_a_network_is_no_deeper_than_its_slices(size: tuple[int, int], widths: tuple[int, ...]) -> None:
