@@ -27,7 +27,7 @@ from medseg.models.model_folder import Model, versions
 from medseg.one_case import Outcome
 from medseg.outputs import claim, outside
 from medseg.prediction import Predictor
-from medseg.preflight import Forecast, look_ahead
+from medseg.preflight import Forecast, look_ahead, no_scans
 from medseg.progress import Watch, silent
 from medseg.review import REVIEW, Reviews
 from medseg.run_file import RUN, RunFile, read_facts
@@ -99,7 +99,10 @@ def predict_folder(
         objects=len(model.labels) if "dicom-seg" in formats else 0,
     )
     watch("predict", 0, ahead.cases, ahead.text())
-    tell_what_is_not_compared(model, watch)
+    if cases:
+        tell_what_is_not_compared(model, watch)
+    elif inventory.skipped:
+        watch("predict", 0, 0, no_scans(inventory.skipped))
     for line in ahead.warnings():
         log.warning("%s", line)
     return predict_cases(cases, predictor, output, rows=rows, formats=formats, batch=batch, watch=watch)

@@ -19,6 +19,7 @@ from medseg.io.free import free_disk, free_memory
 from medseg.ledger import NOT_SELECTED, Row
 from medseg.preparation import Preparation, working_grid
 from medseg.run_file import RunFile
+from medseg.scan import Skipped
 
 MASK_SHARE = 0.01
 """Bytes on disk for each voxel of a mask: 0.002 measured for five tumours, 0.005 with specks all over."""
@@ -56,9 +57,7 @@ class Preflight:
         again = f", {self.finished} of them finished before: re-used unless something has changed" * bool(self.finished)
         lines = [f"to predict: {self.cases} cases of {self.slices} slices{again}"]
         if self.refused:
-            codes = sorted(self.refused, key=lambda code: (-self.refused[code], code))
-            reasons = "; ".join(f"{self.refused[code]} x {code}, {_meaning(code)}" for code in codes)
-            lines.append(f"refused: {sum(self.refused.values())} ({reasons})")
+            lines.append(f"refused: {sum(self.refused.values())} ({_counted(self.refused)})")
         if self.passed_over:
             lines.append(f"passed over: {self.passed_over} that the model does not take")
         if self.largest:
@@ -125,12 +124,23 @@ def _size(case: Case) -> str:
     return f"{size}, {len(case.scans)} channels" if len(case.scans) > 1 else size
 
 
+def no_scans(skipped: Sequence[Skipped]) -> str:
+    """Return what was found where no scan was."""
+    return f"no scan among {len(skipped)} files: {_counted(Counter(each.code for each in skipped))}"
+
+
+def _counted(codes: Mapping[str, int]) -> str:
+    """Return codes with their meaning, the most frequent first."""
+    ordered = sorted(codes, key=lambda code: (-codes[code], code))
+    return "; ".join(f"{codes[code]} x {code}, {_meaning(code)}" for code in ordered)
+
+
 def _meaning(code: str) -> str:
     return CODES.get(code, "").split(";")[0]
 
 
 def _left(free: int | None) -> str:
-    return "" if free is None else f", {_bytes(free)} free"
+    return "" if free is None else f", {_bytes(free // 10**6 * 10**6)} free"  # whole MB, never too many
 
 
 def _bytes(count: int) -> str:

@@ -438,8 +438,10 @@ def test_a_folder_above_the_scans_may_take_the_masks(tmp_path: Path, model: Mode
 def test_nothing_to_do(tmp_path: Path, model: Model) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "README.txt").write_text("nothing here")
-    ledger = predict_folder([tmp_path / "in"], model, tmp_path / "out")
+    told: list[str] = []
+    ledger = predict_folder([tmp_path / "in"], model, tmp_path / "out", watch=lambda *news: told.append(news[-1]))
     assert ledger.exit_code == 1
+    assert told == ["to predict: 0 cases of 0 slices", "no scan among 1 files: 1 x SKIP-JUNK, neither DICOM nor NIfTI"]
     assert (tmp_path / "out" / "cases.csv").is_file()
     with pytest.raises(UsageError) as caught:
         predict_folder([tmp_path / "nowhere"], model, tmp_path / "out2")
