@@ -102,7 +102,7 @@ def _remembered(path: Path) -> dict[str, Done | Failed]:
         content = json.loads(path.read_text(encoding="utf-8"))
         finished = {case: Done(**known) for case, known in content["finished"].items()}
         return finished | {case: Failed(**known) for case, known in content.get("failed", {}).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         log.warning("%s cannot be read: every case is done anew", path)

@@ -404,12 +404,18 @@ def test_a_disk_that_fills_up(
     assert np.array_equal(stored_labels(out / "p3.nii.gz"), voxels(3)[1])
 
 
-def test_an_output_folder_that_cannot_be(scans: Path, tmp_path: Path, model: Model) -> None:
+def test_an_output_folder_that_cannot_be(
+    scans: Path, tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("mine")
-    for place in (tmp_path / "file", tmp_path / "file" / "inner"):
-        with pytest.raises(RunError) as caught:
+    for place, found in (
+        (tmp_path / "file", "a file, wanted a folder"),
+        (tmp_path / "file" / "inner", "Not a directory"),
+    ):
+        with pytest.raises(RunError, match=found) as caught:
             predict_folder([scans], model, place)
         assert caught.value.code == "RUN-WRITE"
+        assert caplog.messages == []
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -52,7 +52,8 @@ def _locked(folder: Path, name: str, shared: bool) -> Iterator[bool]:
         handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         advice = "Choose another output folder."
-        raise RunError("RUN-WRITE", str(folder), f"cannot be used: {error.strerror}", advice) from error
+        problem = "a file, wanted a folder" if folder.is_file() else f"cannot be used: {error.strerror}"
+        raise RunError("RUN-WRITE", str(folder), problem, advice) from error
     try:
         yield _lock(handle, folder, shared)
     finally:

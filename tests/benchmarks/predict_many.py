@@ -94,7 +94,7 @@ def timed(words: list[str]) -> tuple[float, float, int, Peak]:
 
 def one_of(scans: Path, work: Path) -> Path:
     """Return a folder with one scan: what a run costs before it comes to its scans."""
-    return _folder_of([min(scans.glob("scan_*.nii.gz"))], work / "one_scan")
+    return _folder_of([min(scans.glob("scan_*.nii.gz"), default=scans / "large.nii.gz")], work / "one_scan")
 
 
 def network_alone(predictor: Predictor, shapes: list[tuple[int, int, int]], most: int) -> tuple[float, float]:
@@ -185,6 +185,8 @@ def main() -> None:
     print(f"processor {used:.1f} s, of the network alone {alone_cpu:.1f} s; the rest, without what a run with one scan")
     print(f"takes, for a slice of 512 x 512 ({area:.0f} of them): {beside:.1f} ms")
     small = [scan.path for scan in usable if scan.case_id != "large"]
+    if not small:
+        return
     against_loop(small[:: max(1, len(small) // given.part)][: given.part], model, given.work)
     if given.nnunet:
         fit = {
