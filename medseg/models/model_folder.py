@@ -268,7 +268,8 @@ def _read_description(path: Path) -> ModelDescription:
         text = path.read_text(encoding="utf-8")
         if "&" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ModelError("MODEL-FORMAT", str(path), "YAML aliases are not used in a model description")
-        return ModelDescription.model_validate(yaml.safe_load(text))
+        content = yaml.safe_load(text)
+        return ModelDescription.model_validate(content)
     except OSError as error:
         raise ModelError(
             "MODEL-FORMAT", str(path), f"cannot be read: {error.strerror}", "Is this a model folder?"
@@ -276,9 +277,18 @@ def _read_description(path: Path) -> ModelDescription:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ModelError("MODEL-FORMAT", str(path), f"{place or 'the top level'}: {first['msg']}") from error
+        problem = f"{place or 'the top level'}: {first['msg']}"
+        raise ModelError("MODEL-FORMAT", str(path), problem, _advice(content)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that is none
         raise ModelError("MODEL-FORMAT", str(path), f"not readable YAML: {first_line(error)}") from error
+
+
+def _advice(content: object) -> str:
+    """Say which version wrote a description that this one does not understand."""
+    told = content.get("versions") if isinstance(content, dict) else None
+    if not isinstance(told, dict) or "medseg" not in told:
+        return "Is this the model.yaml of a model folder that `medseg train` wrote?"
+    return f"medseg {str(told['medseg'])[:20]} wrote it, this is {versions()['medseg']}: a newer one may read it."
 
 
 def _read_weights(path: Path, wanted: str) -> dict[str, torch.Tensor]:

@@ -125,6 +125,16 @@ def test_the_folder_holds_three_files_and_no_code(folder: Path) -> None:
     assert "!!" not in (folder / "model.yaml").read_text()
 
 
+def test_a_model_of_a_newer_version_says_so(folder: Path) -> None:
+    path = folder / "model.yaml"
+    content = yaml.safe_load(path.read_text())
+    content |= {"learned_tomorrow": 1, "versions": content["versions"] | {"medseg": "9.1"}}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ModelError, match="learned_tomorrow") as caught:
+        load_model(folder)
+    assert caught.value.advice.startswith("medseg 9.1 wrote it, this is ")
+
+
 def test_a_new_model_replaces_the_old_one(folder: Path) -> None:
     before = load_model(folder)
     torch.manual_seed(5)
