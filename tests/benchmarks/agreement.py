@@ -175,7 +175,7 @@ def speed(size: list[int]) -> None:
     spacing = (0.8, 0.8, 1.5)
     axes = np.ogrid[tuple(slice(-1, 1, 1j * n) for n in size)]
     rng = np.random.default_rng(0)
-    spots = ndimage.gaussian_filter(rng.random(tuple(size)) < 2e-6, 3) > 1e-3
+    spots = ndimage.gaussian_filter((rng.random(tuple(size)) < 2e-6).astype(np.float32), 3) > 1e-3
     kinds = {
         "tumour": sum((x / 0.1) ** 2 for x in axes) < 1,
         "organ": sum((x / 0.5) ** 2 for x in axes) < 1,
