@@ -186,8 +186,9 @@ def choose(
         proofs.append(proof)
         told = f"{engine}: Dice {min(proof.dice):.4f} to exact masks on {len(images)} slices"
         taken = last or proof.holds(wanted)
-        if not proof.holds():
-            log.warning("%s, wanted %g: %s", told, EQUAL, "used because it is asked for" if taken else "not used")
+        if not proof.holds():  # a warning only where masks are concerned: what is not used costs time alone
+            level, then = (logging.WARNING, "used because it is asked for") if taken else (logging.INFO, "not used")
+            log.log(level, "%s, wanted %g: %s", told, EQUAL, then)
         if taken:
             log.info("%s", told)
             return Choice(engine=engine, proofs=tuple(proofs), slices=len(images))
