@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, help="references as NIfTI, for nnU-Net")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
+    if "nnunet" in args.methods and args.masks is None:
+        parser.error("nnunet needs --masks: the references as <case>.nii.gz")
     args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
     os.sched_setaffinity(0, {args.core})
