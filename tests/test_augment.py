@@ -72,7 +72,7 @@ def test_no_global_random_state_is_used_or_touched() -> None:
     assert torch.equal(Augment(EVERYTHING)(images, labels, (3,))[0], first)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(key=st.integers(0, 2**32 - 1), h=st.integers(2, 33), w=st.integers(1, 33), channels=st.integers(1, 4))
 def test_shapes_types_and_label_numbers_are_kept(key: int, h: int, w: int, channels: int) -> None:
     images = torch.randn(2, channels, h, w)
@@ -199,7 +199,7 @@ def test_a_flat_slice_stays_finite() -> None:
 # ---------------------------------------------------------------------------------------------------------- patches
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     h=st.integers(1, 40),
     w=st.integers(1, 40),
@@ -223,7 +223,7 @@ def test_a_patch_is_the_slice_cut_and_padded(h: int, w: int, rows: int, columns:
     assert (patch[1][~inside] == window.min() + 1000).all()  # the channel's lowest value around it
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(row=st.integers(0, 39), column=st.integers(0, 29), key=st.integers(0, 1000))
 def test_a_patch_on_foreground_holds_some(row: int, column: int, key: int) -> None:
     labels = torch.zeros(40, 30, dtype=torch.uint8)

@@ -124,7 +124,7 @@ def test_nan_of_a_scan_that_is_no_nifti_is_refused(tmp_path: Path, monkeypatch: 
     assert (raised.value.code, raised.value.where) == ("DATA-VALUES", "a")
 
 
-@hypothesis(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(codes=st.sampled_from(ORIENTATIONS))
 def test_a_reordered_scan_is_the_same_case(tmp_path: Path, codes: str) -> None:
     """Axis order and direction of the file change neither digest nor numbers, over all 48 orientations."""
@@ -268,7 +268,7 @@ def test_in_plane_spacing_follows_the_letters() -> None:
     assert found.in_plane_spacing_mm("SLA") == (3.0, 1.0)
 
 
-@hypothesis(max_examples=30, deadline=None)
+@hypothesis(max_examples=30)
 @given(st.integers(0, 1000), st.randoms(use_true_random=False))
 def test_the_order_of_cases_does_not_matter_to_the_last_bit(seed: int, random) -> None:  # type: ignore[no-untyped-def]
     generator = np.random.default_rng(seed)

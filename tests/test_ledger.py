@@ -103,7 +103,7 @@ def test_formulas_are_disarmed(tmp_path: Path, text: str) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4, unique_by=lambda texts: texts[:2]))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[tuple[str, str, str]]) -> None:
     folder = tmp_path_factory.mktemp("ledger")

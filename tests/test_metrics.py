@@ -155,7 +155,7 @@ orders = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(orders, orders, st.integers(0, 10_000))
 def test_scores_do_not_depend_on_how_voxels_are_stored(order, other, seed):
     generator = np.random.default_rng(seed)
@@ -169,7 +169,7 @@ def test_scores_do_not_depend_on_how_voxels_are_stored(order, other, seed):
         assert turned.value(metric.name) == pytest.approx(plain.value(metric.name)), metric.name
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_symmetry_and_range(seed):
     generator = np.random.default_rng(seed)
@@ -251,7 +251,7 @@ def test_agrees_with_simpleitk_on_overlap_and_distance():
             assert forth.max() >= outside.max() - 1e-4
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_distances_on_oblique_and_sheared_grids_match_brute_force(seed):
     generator = np.random.default_rng(seed)
@@ -306,7 +306,7 @@ def test_real_masks_eroded_and_shifted(shared_data):
 # ------------------------------------------------------------------------------------------------- partly annotated
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(orders, st.integers(0, 10_000))
 def test_what_nobody_annotated_is_scored_neither_way(order, seed):
     generator = np.random.default_rng(seed)

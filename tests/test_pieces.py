@@ -46,7 +46,7 @@ def test_a_label_that_is_not_there_has_none() -> None:
     assert not np.concatenate([numbers for _, numbers in pieces.numbered()]).any()
 
 
-@hypothesis(max_examples=60, deadline=None)
+@hypothesis(max_examples=60)
 @given(arrays.arrays(np.uint8, st.tuples(*3 * [st.integers(1, 6)]), elements=st.integers(0, 1)), st.integers(1, 100))
 def test_blocks_change_nothing(labels: NDArray[np.uint8], block: int) -> None:
     whole, count = ndimage.label(labels, TOUCHING)

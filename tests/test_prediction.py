@@ -36,7 +36,7 @@ def config(**changes: Any) -> PredictConfig:
     return PredictConfig(**{"engine": "torch", "precision": "fp32", "device": "cpu", **changes})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     codes=st.sampled_from(ORIENTATIONS),
     shape=st.tuples(*3 * [st.integers(1, 9)]),
@@ -64,7 +64,7 @@ def shifted(ordered: NDArray[Any], tap: tuple[int, int, int]) -> NDArray[Any]:
     return padded[1 + rows : 1 + rows + h, 1 + columns : 1 + columns + w]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     codes=st.sampled_from(ORIENTATIONS),
     shape=st.tuples(*3 * [st.sampled_from([2, 4, 6])]),
@@ -83,7 +83,7 @@ def test_neighbours_lie_where_the_plane_says(
     assert np.array_equal(found, wanted)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     affine_=AFFINES,
     shape=st.tuples(*3 * [st.integers(3, 12)]),
@@ -200,7 +200,7 @@ def test_an_ensemble_averages_the_probabilities_of_its_networks(binary: bool, mi
     assert 0.2 < found.mean() < 0.8
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     classes=st.integers(1, 4), count=st.integers(1, 4), scale=st.sampled_from([0.1, 3.0, 60.0]), seed=st.integers(0, 99)
 )

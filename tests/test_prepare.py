@@ -80,7 +80,7 @@ def native(grid: Grid, plane: str) -> Preparation:
 # ---------------------------------------------------------------------------------------------------- orientation
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(order=orders, plane=planes)
 def test_how_a_scan_is_stored_does_not_change_its_slices(order: AxisOrder, plane: str) -> None:
     volume = Volume(noise((1, *SHAPE)), make_grid())
@@ -108,7 +108,7 @@ def test_the_head_is_on_top_in_the_other_planes(plane: str, shape: tuple[int, ..
     assert (images[:, :, 0] > images[:, :, 1:].amax()).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(order=orders, plane=planes)
 def test_cut_and_restore_at_native_spacing_is_the_identity(order: AxisOrder, plane: str) -> None:
     labels = np.random.default_rng(1).integers(0, 4, SHAPE).astype(np.uint8)
@@ -126,7 +126,7 @@ def test_cut_and_restore_at_native_spacing_is_the_identity(order: AxisOrder, pla
 # ---------------------------------------------------------------------------------------------------------- spacing
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     order=orders,
     plane=planes,
@@ -193,7 +193,7 @@ def test_shrinking_does_not_alias() -> None:
 # ----------------------------------------------------------------------------------------------------------- blocks
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(block=st.integers(1, 9), context=st.integers(0, 3), order=orders)
 def test_the_size_of_the_blocks_changes_nothing(block: int, context: int, order: AxisOrder) -> None:
     volume = stored(Volume(noise((1, *SHAPE)), make_grid()), order)
@@ -297,7 +297,7 @@ def test_percentiles_clip_a_hot_spot() -> None:
     assert images.max() <= (stats.high[0] - stats.mean[0]) / stats.sd[0] + 1e-5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scale=st.floats(1e-3, 1e3), offset=st.floats(-1e4, 1e4), normalise=st.sampled_from(["zscore", "percentile"]))
 def test_mr_units_do_not_matter(scale: float, offset: float, normalise: str) -> None:
     values = noise((1, *SHAPE)).astype(np.float64)
@@ -320,7 +320,7 @@ def test_a_large_volume_is_measured_on_a_sample(monkeypatch: pytest.MonkeyPatch)
 # ---------------------------------------------------------------------------------------------------- references
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(h=st.integers(1, 12), w=st.integers(1, 12))
 def test_labels_are_laid_on_the_working_grid_as_torch_does(h: int, w: int) -> None:
     labels = np.random.default_rng(5).integers(0, 9, (7, 6, 2)).astype(np.uint8)

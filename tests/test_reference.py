@@ -210,7 +210,7 @@ def test_resampling_needs_no_memory_for_the_coordinates_of_the_whole_mask() -> N
     assert peak < 8 * mask.labels.size  # the coordinates of all labelled voxels would be 72 bytes each
 
 
-@hypothesis(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.integers(2, 7), min_size=3, max_size=3),
     st.lists(st.floats(-1.5, 1.5), min_size=3, max_size=3),

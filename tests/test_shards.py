@@ -20,7 +20,7 @@ from tests.studies import nifti_case, threshold_model
 CASES = 9
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(min_size=1), st.integers(1, 20))
 def test_every_case_is_in_one_shard(case: str, count: int) -> None:
     assert sum(Shard(number, count).has(case) for number in range(1, count + 1)) == 1

@@ -119,7 +119,7 @@ def spread(counts: list[int]) -> int:
     return max(counts) - min(counts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SIZES, st.integers(2, 7), st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
 def test_folds_are_whole_disjoint_even_and_blind_to_order(sizes, folds, seed, random) -> None:  # type: ignore[no-untyped-def]
     some = cases(*(f"p{n}" for n in range(len(sizes))))
@@ -144,7 +144,7 @@ def test_folds_are_whole_disjoint_even_and_blind_to_order(sizes, folds, seed, ra
     assert fold_cases(shuffled, volumes, folds, DataConfig(), seed) == splits
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(GROUPS, st.integers(2, 3), st.integers(0, 1000))
 def test_a_patient_is_in_one_fold(groups, folds, seed) -> None:  # type: ignore[no-untyped-def]
     some = cases(*groups)

@@ -24,7 +24,7 @@ from medseg.statistics import (
 scores = st.lists(st.floats(0, 1), min_size=FEWEST, max_size=40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scores)
 def test_intervals_hold_their_estimate_and_stay_in_range(values):
     mean, median = mean_interval(values, low=0, high=1), median_interval(values)

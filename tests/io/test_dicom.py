@@ -48,7 +48,7 @@ turns = st.tuples(*[st.floats(-40, 40, allow_nan=False).map(lambda v: round(v, 3
 
 @pytest.mark.parametrize("axes", SIGNED_AXES)
 @given(degrees=turns, random=st.randoms(use_true_random=False))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 def test_every_orientation_is_placed_right(axes, degrees, random) -> None:
     """Whatever the orientation, the order of the files or the direction of the stack: each voxel is where it was."""
     turn = np.reshape(oblique(degrees), (2, 3))
@@ -65,7 +65,7 @@ def test_every_orientation_is_placed_right(axes, degrees, random) -> None:
 
 
 @given(st.tuples(*[st.floats(-3, 3).map(lambda v: round(v, 2)) for _ in range(2)]), turns)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_shear_is_kept(sideways, degrees) -> None:
     """A stack that leans: no voxel moves, and the lean is reported exactly when it is more than rounding."""
     turn = np.reshape(oblique(degrees), (2, 3))
@@ -81,7 +81,7 @@ def test_shear_is_kept(sideways, degrees) -> None:
 
 
 @given(st.integers(1, 10), st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_missing_inner_slice_is_found(first: int, missing: int) -> None:
     """Wherever the hole and however long, as long as slices lie on both sides and three or more are left."""
     datasets = series(slices=12, size=(4, 4))
@@ -146,7 +146,7 @@ def test_agrees_with_simpleitk(modality: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("axes", SIGNED_AXES)
 @given(degrees=turns)
-@settings(max_examples=1, deadline=None)
+@settings(max_examples=1)
 def test_doors_agree(axes, degrees) -> None:
     """DICOM to NIfTI and back is the identity on voxels and places, and SimpleITK sees the same in both."""
     turn = np.reshape(oblique(degrees), (2, 3))

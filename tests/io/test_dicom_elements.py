@@ -101,7 +101,7 @@ def test_plain_headers_are_as_pydicom_reads_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["explicit", "implicit", "items with delimiters", "implicit items with delimiters"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_headers_are_as_pydicom_reads_them(name: str, data: st.DataObject) -> None:
     content = bytearray(stored(name))

@@ -31,7 +31,7 @@ def read_by_simpleitk(files):
     return SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.tuples(*[st.floats(-180, 180)] * 3), st.sampled_from(["MR", "CT"]))
 def test_simpleitk_reads_the_same_voxels_at_the_same_places(tmp_path, angles, modality):
     # Right-handed grids only: SimpleITK cannot hold a left-handed one, it would turn k around.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import matplotlib.path
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -43,7 +43,6 @@ def test_outline_encloses_half_a_pixel_less_for_each_loop(pixels):
     assert lowest - 1e-9 <= area <= highest + 1e-9
 
 
-@settings(deadline=None)
 @given(st.integers(3, 9), st.integers(0, 2**32 - 1))
 def test_fill_agrees_with_matplotlib_away_from_edges(corners, seed):
     rng = np.random.default_rng(seed)

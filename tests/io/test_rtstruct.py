@@ -59,7 +59,7 @@ def test_round_trip_is_bit_exact(tmp_path, name):
     assert (back["Tumör Ödem"] == (mask.labels == 5)).all()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), st.tuples(*[st.floats(-40, 40)] * 3), st.floats(0.05, 0.95))
 def test_any_mask_comes_back_on_any_angle(tmp_path, seed, angles, density):
     files, grid = objects.series(tmp_path / "s", objects.grid_of(angles))
@@ -69,7 +69,7 @@ def test_any_mask_comes_back_on_any_angle(tmp_path, seed, angles, density):
 
 
 @given(st.permutations(range(3)), st.tuples(*[st.booleans()] * 3))
-@settings(max_examples=48, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=48, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_of_the_grid_axes_does_not_matter(written, axes, flips):
     path, mask, _ = written
     order = AxisOrder(tuple(axes), flips)

@@ -64,7 +64,7 @@ def network(request: pytest.FixtureRequest) -> Network:
     return small(request.param)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(b=st.integers(1, 2), h=st.integers(1, 75), w=st.integers(1, 75), training=st.booleans())
 def test_every_size_comes_back_at_its_own_size(network: Network, b: int, h: int, w: int, training: bool) -> None:
     logits = network.train(training)(torch.randn(b, 3, h, w))

@@ -16,7 +16,7 @@ def widths(stages: nn.ModuleList) -> list[list[tuple[int, int]]]:
     return [[(m.in_channels, m.out_channels) for m in s.modules() if isinstance(m, nn.Conv2d)] for s in stages]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     b=st.integers(1, 2),
     c=st.integers(1, 3),

@@ -121,7 +121,7 @@ def test_the_view_is_44_pixels_across() -> None:
     assert max(seen) == 44
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(steps=st.integers(1, 3))
 def test_moving_the_image_by_the_stride_moves_the_logits(steps: int) -> None:
     torch.manual_seed(0)

@@ -118,7 +118,7 @@ def test_patients_are_exchanged_not_scans():
     assert "of 1 patient the" in found.sentence()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=9))
 def test_exact_p_is_the_share_of_all_sign_changes_and_turns_with_the_order(pairs):
     a, b = zip(*pairs, strict=True)

@@ -28,7 +28,7 @@ def filled(path, shape):
     return np.cumsum(crossings, axis=1)[:, :-1] % 2 == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_an_outline_filled_is_the_mask(plane):
     path = outline(plane.astype(np.int32))

@@ -28,14 +28,14 @@ def test_an_offset_by_hand() -> None:
     assert offset(np.array([0.8]), np.array([0.5])) == pytest.approx(-math.log(4))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(DICE, st.floats(-3, 3))
 def test_what_was_shifted_is_found_again(expected: list[float], number: float) -> None:
     values = np.array(expected)
     assert offset(values, shifted_all(values, number)) == pytest.approx(number, abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(DICE, DICE)
 def test_the_mean_is_right_afterwards(expected: list[float], reached: list[float]) -> None:
     values = np.array(expected)

@@ -72,7 +72,7 @@ def test_binary_cross_entropy_by_hand() -> None:
     assert build_loss("dice_bce", 1)(logits, labels).item() == pytest.approx(wanted + dice)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(classes=st.integers(2, 4), size=st.integers(1, 6), seed=st.integers(0, 10_000))
 def test_equals_monai_with_one_voxel_of_smoothing(classes: int, size: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -85,7 +85,7 @@ def test_equals_monai_with_one_voxel_of_smoothing(classes: int, size: int, seed:
     torch.testing.assert_close(both, DiceCELoss(**options, **smooth)(logits, target))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(size=st.integers(1, 6), seed=st.integers(0, 10_000))
 def test_one_channel_equals_monai(size: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -152,7 +152,7 @@ def some(channels: int, seed: int) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(loss=st.sampled_from(LOSSES), seed=st.integers(0, 10_000))
 def test_what_nobody_annotated_counts_in_no_loss(loss: tuple[str, int], seed: int) -> None:
     name, channels = loss
