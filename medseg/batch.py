@@ -21,7 +21,7 @@ from medseg.engines import Choice
 from medseg.facts import seen_by
 from medseg.io.atomic import move, prove_room, remove_partials, staging, write_text
 from medseg.io.workers import MOST
-from medseg.lanes import run_cases, settle
+from medseg.lanes import run_cases
 from medseg.ledger import CASES, NOT_SELECTED, Ledger, Row, Status, rejected_rows, scan_row
 from medseg.models.model_folder import Model, versions
 from medseg.one_case import Outcome
@@ -161,8 +161,6 @@ def _outcomes(
 
         return run_on_cluster(jobs, predictor, batch.cluster, timeout_s=batch.timeout_s, stopped=stopped)
     count = processes(batch, jobs)
-    if predictor.choice is None:
-        settle(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
     return run_cases(jobs, predictor, workers=count, timeout_s=batch.timeout_s, stopped=stopped)
 
 

@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -66,27 +67,23 @@ def run_cases(
             yield gave_up(outcome) if outcome.status == "died" else outcome
 
 
-def settle(
-    jobs: Sequence[Job], predictor: Predictor, *, workers: int, timeout_s: float, stopped: Callable[[], bool]
+def _settle(
+    jobs: Sequence[Job], predictor: Predictor, worker: Worker | None, timeout_s: float, stopped: Callable[[], bool]
 ) -> None:
-    """Let the predictor choose its engine, on the first case that can be read; arguments as for `run_cases`."""
-    worker = Worker(apart=True) if workers else None
-    try:
-        for job in jobs:
-            slot = _loaded(worker) if worker else Here()
-            found = stopped() or OneCase(job, slot, predictor, at_once(predictor), timeout_s).settle()
-            slot.release()
-            if found:
-                return
-    finally:
-        if worker:
-            worker.close()
+    """Let the predictor choose its engine, unless it has, on the first case that can be read."""
+    for job in jobs:
+        if predictor.choice is not None or stopped():
+            return
+        slot = _loaded(worker) if worker else Here()
+        OneCase(job, slot, predictor, at_once(predictor), timeout_s).settle()
+        slot.release()
 
 
 def _side_by_side(
     jobs: Sequence[Job], predictor: Predictor, workers: int, timeout_s: float, stopped: Callable[[], bool]
 ) -> Iterator[Outcome]:
     if workers == 0:
+        _settle(jobs, predictor, None, timeout_s, stopped)
         slot = Here()
         for job in jobs:
             if stopped():
@@ -94,11 +91,15 @@ def _side_by_side(
             yield OneCase(job, slot, predictor, at_once(predictor), timeout_s).run()
             slot.release()
         return
-    lanes = _Lanes(jobs, predictor, min(workers, len(jobs)), timeout_s, stopped)
-    try:
+    with ExitStack() as stack:
+        processes = [Worker(apart=True) for _ in range(min(workers, len(jobs)))]
+        for process in processes:
+            stack.callback(process.close)
+        if processes:
+            _settle(jobs, predictor, processes[0], timeout_s, stopped)  # here: Ctrl-C ends a proof at once
+        lanes = _Lanes(jobs, predictor, processes, timeout_s, stopped)
+        stack.callback(lanes.close)
         yield from lanes.outcomes()
-    finally:
-        lanes.close()
 
 
 def at_once(predictor: Predictor) -> Network:
@@ -206,7 +207,7 @@ class _Lanes:
         self,
         jobs: Sequence[Job],
         predictor: Predictor,
-        count: int,
+        workers: Sequence[Worker],
         timeout_s: float,
         stopped: Callable[[], bool],
     ) -> None:
@@ -219,7 +220,7 @@ class _Lanes:
         self._turn = threading.Lock()
         self._network = SharedNetwork(predictor)
         self._ended: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
-        self._workers = [Worker(apart=True) for _ in range(count)]
+        self._workers = workers
         self._threads = [threading.Thread(target=self._lane, args=(worker,), daemon=True) for worker in self._workers]
         for thread in self._threads:
             thread.start()

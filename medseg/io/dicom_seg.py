@@ -18,8 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
-from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, SegmentationStorage
 
 from medseg.errors import MaskError
@@ -42,6 +40,7 @@ from medseg.volume import Labels, Mask
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
+    from pydicom.sr.coding import Code
 
 log = logging.getLogger(__name__)
 
@@ -391,6 +390,7 @@ def _series_number(source: Source) -> int:
 
 def _descriptions(labels: Labels, algorithm: str, model_hash: str) -> list[SegmentDescription]:
     import highdicom
+    from pydicom.sr.codedict import codes
 
     identification = highdicom.AlgorithmIdentificationSequence(
         name=algorithm, family=codes.cid7162.ArtificialIntelligence, version=model_hash or "unknown"
@@ -413,6 +413,8 @@ def coded_name(name: str) -> tuple[Code, Code]:
     Tumours are (108369006, SCT, "Neoplasm"), a morphologically altered structure. Every other name is tissue, which
     claims nothing; the name itself stands in Segment Label.
     """
+    from pydicom.sr.coding import Code  # 0.2 s: all codes of the standard come with it
+
     if any(word in name.casefold() for word in TUMOUR_WORDS):
         altered = Code("49755003", "SCT", "Morphologically Altered Structure")
         return altered, Code("108369006", "SCT", "Neoplasm")
