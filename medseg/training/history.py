@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from medseg.io.atomic import write_text
@@ -54,6 +55,22 @@ def line(history: Sequence[Epoch], epochs: int) -> str:
     left = (epochs - row.epoch) * sum(epoch.seconds for epoch in recent) / len(recent)
     rest = f", {time_left(left)}" if left else ""
     return f"epoch {row.epoch:>3}/{epochs}  loss {row.loss:.4f}{dice}  {row.seconds:.0f} s{rest}"
+
+
+LATE = 1.1
+"""Times its budget a run may take before a word is said: the number of steps was counted from a few of them."""
+
+
+def overrun_s(history: Sequence[Epoch], epochs: int, budget_s: float) -> float:
+    """Return by how many seconds the epochs alone will exceed a budget; 0 when they do not, or not clearly.
+
+    One slow epoch among two or more says little: what is to come is reckoned by the median.
+    """
+    if len(history) < 2:
+        return 0.0
+    done, each = sum(epoch.seconds for epoch in history), median(epoch.seconds for epoch in history[-RECENT:])
+    whole = done + (epochs - history[-1].epoch) * each
+    return whole - budget_s if whole > LATE * budget_s else 0.0
 
 
 def write_history(folder: Path, history: Sequence[Epoch]) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from medseg.config import Config
+from medseg.config.duration import seconds, written
 from medseg.errors import first_line
 from medseg.models import Network
 from medseg.training.curves import write_curves
 from medseg.training.data import VolumeDice
-from medseg.training.history import Epoch
+from medseg.training.history import Epoch, overrun_s
 from medseg.training.overlays import choose_slices, write_overlay
 from medseg.training.trackers import TensorBoard, Tracker
 
@@ -45,6 +46,7 @@ class Showing:
         self._epochs = config.train.epochs or 1
         self._history: Sequence[Epoch] = ()
         self._drawn, self._draw_again_s = 0, 0.0
+        self._late = False
 
     def __enter__(self) -> Self:
         """Tell the trackers that the run begins."""
@@ -65,6 +67,8 @@ class Showing:
             self._tell(methodcaller("epoch", row))
         if time.perf_counter() >= self._draw_again_s:
             self._draw()
+        if self._config.budget and not self._late:
+            self._late = self._is_late(self._config.budget)
         epoch, epochs = history[-1].epoch, self._epochs
         if self._slices and self._validation and is_shown(epoch, epochs, self._config.train.overlays):
             rows_mm, columns_mm = self._config.prepare.spacing_mm or (1.0, 1.0)
@@ -77,6 +81,18 @@ class Showing:
         if kind is None and self._drawn < len(self._history):
             self._draw()
         self._tell(methodcaller("finish"))
+
+    def _is_late(self, budget: str) -> bool:
+        """Say so, once, when the machine does less than it did when the steps were counted."""
+        late_s = overrun_s(self._history, self._epochs, seconds(budget))
+        if late_s:
+            log.warning(
+                "the machine is slower than when the steps were counted: it will take about %s more than the budget of "
+                "%s. The steps stay as they are, so that the result does; Ctrl-C keeps what is there for --resume",
+                written(late_s),
+                budget,
+            )
+        return bool(late_s)
 
     def _draw(self) -> None:
         started = time.perf_counter()

@@ -17,9 +17,9 @@ from medseg.config import Config
 from medseg.store import Entry, SliceStore
 from medseg.training import Epoch, train
 from medseg.training.curves import curves
-from medseg.training.history import line
+from medseg.training.history import line, overrun_s
 from medseg.training.overlays import PREDICTION, REFERENCE, choose_slices
-from medseg.training.showing import flat, is_shown
+from medseg.training.showing import Showing, flat, is_shown
 from medseg.training.trackers import TensorBoard
 from medseg.volume import UNANNOTATED
 from tests.studies import nifti_study, settings
@@ -71,6 +71,28 @@ def epochs(*losses: float, dice: float = 0.5, seconds: float = 60) -> list[Epoch
 
 
 # ----------------------------------------------------------------------------------------------------- lines and curves
+
+
+def test_a_run_far_behind_its_budget_is_reckoned_by_the_median_of_its_epochs() -> None:
+    steady = epochs(3, 2, 1, seconds=100)
+    assert overrun_s(steady, 10, 1000) == 0  # as planned
+    assert overrun_s(steady, 10, 950) == 0  # 5 % late: not worth a word
+    assert overrun_s(steady, 10, 600) == 400  # 300 s done and 7 x 100 s to come
+    assert overrun_s(steady[:1], 10, 100) == 0  # one epoch tells little
+    hiccup = [*epochs(5, 4, 3, 2, seconds=100), Epoch(5, 1, 0.5, 1e-3, 150, True)]
+    assert overrun_s(hiccup, 10, 1000) == 0  # 550 s done, 5 x 100 s to come
+
+
+def test_a_slow_machine_is_told_once(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train_config = config.train.model_copy(update={"epochs": 10})
+    slow = config.model_copy(update={"budget": "10m", "train": train_config})
+    rows = epochs(4, 3, 2, 1, seconds=100)
+    with caplog.at_level(logging.WARNING), Showing(tmp_path, slow, [], None) as shown:
+        for count in range(1, 5):
+            shown(torch.nn.Identity(), rows[:count])  # type: ignore[arg-type]  # nothing is drawn with it
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert "about 6m40s more than the budget of 10m" in told[0]
 
 
 def test_a_line_says_how_long_the_run_will_take() -> None:
