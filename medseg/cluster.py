@@ -1,9 +1,10 @@
 """A batch on the workers of a Dask cluster, which others started: `medseg predict --cluster tcp://host:8786`.
 
-Dask carries the calls; who does which case is decided here, one case to each worker at a time and none waiting there.
-So a worker that dies takes one case with it, which goes to another; Dask's own rule would suspect all in its queue. The
-model goes to each worker once. Scans and output folder must be visible to all under one path; nothing but the calls and
-their outcomes goes over the wire.
+Dask carries the calls; who does which case is decided here, two cases to each worker at a time: it reads the one while
+it computes the other. A worker that dies takes both with it; each is then tried alone on a worker, so that only a case
+that does it again is to blame. Dask's own rule would suspect all in its queue. The model goes to each worker once.
+Scans and output folder must be visible to all under one path; nothing but the calls and their outcomes goes over the
+wire.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from dataclasses import replace
 from typing import Any
 
 from medseg.case_work import CaseWork, Failed, Job
+from medseg.engines import Choice
 from medseg.errors import RunError
+from medseg.lanes import IN_HAND
 from medseg.one_case import DIED, Outcome
 from medseg.prediction import Predictor
 
@@ -57,8 +60,11 @@ def run_on_cluster(
     name = f"medseg-{uuid.uuid4().hex}"
     with _lost(address), distributed.Client(address, timeout=PATIENCE_S, set_as_default=False) as client:
         client.register_plugin(Setup(predictor.model, predictor.config), name=name)
-        yield from _Cluster(client, name, [_absolute(job) for job in jobs], predictor, timeout_s).run(stopped)
-        client.unregister_worker_plugin(name)
+        try:
+            yield from _Cluster(client, name, [_absolute(job) for job in jobs], predictor, timeout_s).run(stopped)
+        finally:
+            if client.status == "running":  # also after Ctrl-C: the workers let go of the model and end their processes
+                client.unregister_worker_plugin(name)
 
 
 @contextmanager
@@ -83,7 +89,7 @@ def _absolute(job: Job) -> Job:
 
 
 class _Cluster:
-    """Hands out cases: one to each worker that has none."""
+    """Hands out cases: to each worker as many as it can have in hand."""
 
     def __init__(self, client: Any, name: str, jobs: Sequence[Job], predictor: Predictor, timeout_s: float) -> None:  # noqa: ANN401  of Dask
         self._client = client
@@ -121,16 +127,24 @@ class _Cluster:
             log.info("the cluster has no worker yet")
 
     def _hand_out(self, workers: set[str]) -> None:
-        """Give each free worker a case; only one until the engine is settled on, which all are to take."""
-        for worker in sorted(workers - {place for _, place in self._running.values()}):
+        """Give each worker cases; only one in all until the engine is settled on, which all are to take."""
+        from medseg.cluster_worker import work  # an extra
+
+        for worker in sorted(workers) * IN_HAND:
             if not self._todo or (self._predictor.choice is None and self._running):
                 return
-            from medseg.cluster_worker import work
-
+            if not self._fits(self._todo[0], worker):
+                continue
             job = self._todo.popleft()
             call = (self._name, job, self._predictor.choice, self._timeout_s)
             future = self._client.submit(work, *call, workers=[worker], allow_other_workers=False, pure=False)
             self._running[future] = (job, worker)
+
+    def _fits(self, job: Job, worker: str) -> bool:
+        """Tell whether a worker can take a case now; one that a worker died of is alone with the next."""
+        in_hand = [other.case.id for other, place in self._running.values() if place == worker]
+        alone = any(self._deaths[case] for case in (job.case.id, *in_hand))
+        return len(in_hand) < (1 if alone else IN_HAND)
 
     def _wait(self) -> None:
         until = time.monotonic() + LOOK_S
@@ -144,7 +158,7 @@ class _Cluster:
                 continue
             del self._running[future]
             if future.status == "finished":
-                outcome, choice = future.result()
+                outcome, choice = self._result(future, job)
                 self._predictor.choice = self._predictor.choice or choice  # to hand on: it need not be on this machine
             elif future.status == "error" and type(future.exception()).__name__ != "KilledWorker":
                 self._leave_out(worker, job, future.exception())
@@ -156,6 +170,14 @@ class _Cluster:
                 yield outcome
             else:
                 yield from self._died(job)
+
+    def _result(self, future: Any, job: Job) -> tuple[Outcome, Choice | None]:  # noqa: ANN401  of Dask
+        """Fetch what a case came to; its worker may die even now, and Dask would wait for it."""
+        try:
+            outcome, choice = future.result(timeout=PATIENCE_S)
+        except TimeoutError:
+            return Outcome(job, "died"), None
+        return outcome, choice
 
     def _leave_out(self, worker: str, job: Job, error: BaseException) -> None:
         """Give no more cases to a worker that cannot work at all, and its case to another."""

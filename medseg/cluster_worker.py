@@ -1,16 +1,22 @@
-"""What runs inside a worker of a Dask cluster: the model, sent once, and the cases, one at a time."""
+"""What runs inside a worker of a Dask cluster: the model, sent once, and the cases.
+
+A worker has two cases in hand, as two lanes of a local run (`medseg.lanes`): while the network works on one, the other
+is read, prepared or written, by a process of its own. They share `ROOM_BYTES`; a large one is alone.
+"""
 
 from __future__ import annotations
 
 import getpass
 import logging
 import os
+import queue
 import tempfile
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from distributed import WorkerPlugin, get_worker
+from distributed import WorkerPlugin, get_worker, secede
 
 from medseg.case_work import Job
 from medseg.config.settings import PredictConfig
@@ -18,7 +24,7 @@ from medseg.engines import Choice
 from medseg.errors import RunError
 from medseg.io.lock import exclusive
 from medseg.io.workers import Worker
-from medseg.lanes import at_once
+from medseg.lanes import IN_HAND, Room, SharedNetwork, loaded
 from medseg.models.model_folder import Model
 from medseg.one_case import OneCase, Outcome
 from medseg.prediction import Predictor
@@ -41,12 +47,17 @@ class Setup(WorkerPlugin):  # type: ignore[misc]  # Dask has no types here
     def setup(self, worker: object) -> None:
         """Make what stays here; the network is started by the first case, not in Dask's own thread."""
         self._stack = ExitStack()
-        self._slot = Worker(apart=True)
-        self._stack.callback(self._slot.close)
-        self._predictor: Predictor | None = None
+        self._room = Room()
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for _ in range(IN_HAND):
+            slot = Worker(apart=True)
+            self._stack.callback(slot.close)
+            self._free.put(slot)
+        self._starting = threading.Lock()
+        self._network: SharedNetwork | None = None
 
     def teardown(self, worker: object) -> None:
-        """End the process that reads and writes, and let go of the GPU."""
+        """End the network and the processes that read and write, and let go of the GPU."""
         self._stack.close()
 
     def predict(self, job: Job, choice: Choice | None, timeout_s: float) -> tuple[Outcome, Choice | None]:
@@ -56,21 +67,41 @@ class Setup(WorkerPlugin):  # type: ignore[misc]  # Dask has no types here
             RunError: RUN-CLUSTER when this worker lacks what it takes.
         """
         _check_sight(job)
-        if self._predictor is None:
-            if self._config.device != "cpu":
-                self._stack.enter_context(pinned(torch.cuda.device_count()))
-            self._predictor = Predictor(self._model, self._config)
-        case = OneCase(job, self._slot, self._predictor, at_once(self._predictor), timeout_s)
-        if choice is not None and self._predictor.choice != choice and not self._predictor.adopt(choice):
-            raise RunError("RUN-CLUSTER", "", f"{choice.engine}, which others compute by, is not on this worker")
-        if self._predictor.choice is None:
-            case.settle()
-        return case.run(), self._predictor.choice
+        network = self._started(choice)
+        slot = self._free.get()
+        self._room.take(job)
+        try:
+            case = OneCase(job, loaded(slot), network.predictor, network, timeout_s)
+            if network.predictor.choice is None:
+                case.settle()
+            return case.run(), network.predictor.choice
+        finally:
+            slot.release()
+            self._room.give(job)
+            self._free.put(slot)
+
+    def _started(self, choice: Choice | None) -> SharedNetwork:
+        """Return the network, started by the first case.
+
+        Raises:
+            RunError: RUN-CLUSTER when the engine that was chosen is not here.
+        """
+        with self._starting:
+            if self._network is None:
+                if self._config.device != "cpu":
+                    self._stack.enter_context(pinned(torch.cuda.device_count()))
+                self._network = SharedNetwork(Predictor(self._model, self._config))
+                self._stack.callback(self._network.close)
+            predictor = self._network.predictor
+            if choice is not None and predictor.choice != choice and not predictor.adopt(choice):
+                raise RunError("RUN-CLUSTER", "", f"{choice.engine}, which others compute by, is not on this worker")
+            return self._network
 
 
 def work(name: str, job: Job, choice: Choice | None, timeout_s: float) -> tuple[Outcome, Choice | None]:
     """Predict one case: what Dask is asked for; `name` is that of the plugin that holds the model."""
     plugin: Setup = get_worker().plugins[name]
+    secede()  # a worker of one thread may then begin the next
     return plugin.predict(job, choice, timeout_s)
 
 

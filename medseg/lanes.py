@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 ROOM_BYTES = 1 << 30
 """For stored voxels and masks of the cases under way: two scans of 512 x 512 x 400."""
 
+IN_HAND = 2
+"""Cases of a worker in a cluster (`medseg.cluster_worker`): one for the network, one beside it."""
+
 
 def run_cases(
     jobs: Sequence[Job], predictor: Predictor, *, workers: int, timeout_s: float, stopped: Callable[[], bool]
@@ -74,7 +77,7 @@ def _settle(
     for job in jobs:
         if predictor.choice is not None or stopped():
             return
-        slot = _loaded(worker) if worker else Here()
+        slot = loaded(worker) if worker else Here()
         OneCase(job, slot, predictor, at_once(predictor), timeout_s).settle()
         slot.release()
 
@@ -117,12 +120,12 @@ def at_once(predictor: Predictor) -> Network:
 class SharedNetwork:
     """One predictor for several threads. Blocks of one size that wait together share a batch.
 
-    Args:
+    Attributes:
         predictor: the model on its device.
     """
 
     def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
+        self.predictor = predictor
         self._waiting: deque[tuple[Tensor, Promise]] = deque()
         self._news = threading.Condition()
         self._closed = False
@@ -154,7 +157,7 @@ class SharedNetwork:
             start = time.perf_counter()
             try:
                 images = [images for images, _ in batch]
-                outputs = self._predictor.outputs(images[0] if len(images) == 1 else torch.cat(images))
+                outputs = self.predictor.outputs(images[0] if len(images) == 1 else torch.cat(images))
                 sizes = [len(images) for images, _ in batch]
             except BaseException as error:  # noqa: BLE001  it belongs to those who wait
                 for _, future in batch:
@@ -172,7 +175,7 @@ class SharedNetwork:
                 return []
             batch = [self._waiting.popleft()]
             rest: deque[tuple[Tensor, Promise]] = deque()
-            room = self._predictor.config.batch_size - len(batch[0][0])
+            room = self.predictor.config.batch_size - len(batch[0][0])
             for item in self._waiting:
                 fits = item[0].shape[1:] == batch[0][0].shape[1:] and len(item[0]) <= room
                 (batch if fits else rest).append(item)
@@ -181,22 +184,29 @@ class SharedNetwork:
             return batch
 
 
-class _Room:
-    """Bytes that the cases under way may hold together; one that needs more waits until it is alone."""
+class Room:
+    """Bytes that the cases under way may hold together; one that needs more waits until it is alone.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int = ROOM_BYTES) -> None:
         self._limit = limit
         self._used = 0
         self._news = threading.Condition()
 
-    def take(self, size: int) -> None:
+    def take(self, job: Job) -> None:
+        """Wait until there is room for a case, and take it."""
+        size = job.voxels * VOXEL_BYTES
         with self._news:
             self._news.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
             self._used += size
 
-    def give(self, size: int) -> None:
+    def give(self, job: Job) -> None:
+        """Give back what a case took."""
         with self._news:
-            self._used -= size
+            self._used -= job.voxels * VOXEL_BYTES
             self._news.notify_all()
 
 
@@ -216,7 +226,7 @@ class _Lanes:
         self._timeout_s = timeout_s
         self._stopped = stopped
         self._closed = False
-        self._room = _Room(ROOM_BYTES)
+        self._room = Room()
         self._turn = threading.Lock()
         self._network = SharedNetwork(predictor)
         self._ended: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
@@ -247,12 +257,12 @@ class _Lanes:
     def _lane(self, worker: Worker) -> None:
         try:
             while (job := self._next()) is not None:
-                slot = _loaded(worker)
+                slot = loaded(worker)
                 try:
                     self._ended.put(OneCase(job, slot, self._predictor, self._network, self._timeout_s).run())
                 finally:
                     slot.release()
-                    self._room.give(_bytes(job))
+                    self._room.give(job)
         finally:
             worker.close()
             self._ended.put(None)
@@ -263,17 +273,13 @@ class _Lanes:
             if not self._jobs or self._closed or self._stopped():
                 return None
             job = self._jobs.popleft()
-            self._room.take(_bytes(job))
+            self._room.take(job)
             return job
 
 
-def _loaded(worker: Worker) -> Slot:
+def loaded(worker: Worker) -> Slot:
     """Let the process load what it needs, before the clock of a case runs; without one, the work is done here."""
     try:
         return Here() if worker.call(ready) == os.getpid() else worker
     except CrashError:
         return worker  # it will say so for the case
-
-
-def _bytes(job: Job) -> int:
-    return job.voxels * VOXEL_BYTES

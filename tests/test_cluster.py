@@ -20,7 +20,7 @@ from medseg.case import Case
 from medseg.case_work import Failed, Job
 from medseg.cluster import _Cluster
 from medseg.cluster_worker import pinned
-from medseg.config.settings import BatchConfig
+from medseg.config.settings import BatchConfig, PredictConfig
 from medseg.errors import RunError
 from medseg.ledger import Ledger
 from medseg.one_case import Outcome
@@ -84,7 +84,7 @@ class FakeFuture:
     def done(self) -> bool:
         return self.status != "pending"
 
-    def result(self) -> object:
+    def result(self, timeout: float) -> object:
         return self.end, None
 
     def exception(self) -> object:
@@ -95,11 +95,12 @@ class FakeFuture:
 
 
 class FakeClient:
-    """A cluster of three workers, on which cases end as `ends` says; a worker that dies does not come back."""
+    """A cluster on which cases end as `ends` says; with a nanny, a worker that dies comes back under another name."""
 
-    def __init__(self, ends: Callable[[Job, str], object]) -> None:
-        self.workers = {"w1": 1, "w2": 1, "w3": 1}
+    def __init__(self, ends: Callable[[Job, str], object], workers: Sequence[str], nanny: bool) -> None:
+        self.workers = dict.fromkeys(workers, 1)
         self.ends = ends
+        self.nanny = nanny
         self.given: list[tuple[str, str]] = []
 
     def nthreads(self) -> dict[str, int]:
@@ -111,7 +112,8 @@ class FakeClient:
         self.given.append((job.case.id, workers[0]))
         end = self.ends(job, workers[0])
         if end is None:
-            del self.workers[workers[0]]
+            self.workers.pop(workers[0], None)
+            self.workers |= {f"{workers[0]}+": 1} if self.nanny else {}
         return FakeFuture(end)
 
     def cancel(self, futures: object) -> None:
@@ -119,10 +121,15 @@ class FakeClient:
 
 
 def hand_out(
-    folder: Path, names: Sequence[str], ends: Callable[[Job, str], object]
+    folder: Path,
+    names: Sequence[str],
+    ends: Callable[[Job, str], object],
+    workers: Sequence[str] = ("w1", "w2", "w3"),
+    nanny: bool = False,
 ) -> tuple[FakeClient, list[Outcome]]:
     scans = [find_scans(nifti_case(folder, name, number))[0] for number, name in enumerate(names)]
-    predictor, client = Predictor(threshold_model(400)), FakeClient(ends)
+    exact = PredictConfig(engine="torch", precision="fp32", device="cpu")  # nothing to prove: all workers begin at once
+    predictor, client = Predictor(threshold_model(400), exact), FakeClient(ends, workers, nanny)
     model = predictor.model
     jobs = [
         Job(
@@ -155,6 +162,25 @@ def test_a_case_that_killed_two_workers_is_not_given_to_a_third(tmp_path: Path) 
     assert len(outcomes) == 4
     assert len(client.workers) == 1
     assert isinstance(next(o for o in outcomes if o.code).remember, Failed)
+
+
+def test_what_a_dead_worker_had_in_hand_is_tried_alone(tmp_path: Path) -> None:
+    dead = ""
+
+    def ends(job: Job, worker: str) -> object:
+        nonlocal dead
+        dead = worker if job.case.id == "bad" else dead
+        return None if worker == dead else Outcome(job, "done")  # what else it has in hand dies with it
+
+    client, outcomes = hand_out(tmp_path, ["bad", "b", "c", "d"], ends, ["w"], nanny=True)
+    assert {o.job.case.id: f"{o.status} {o.code}".strip() for o in outcomes} == {
+        "bad": "failed RUN-DIED",
+        "b": "done",
+        "c": "done",
+        "d": "done",
+    }
+    assert client.given[:2] == [("bad", "w"), ("b", "w")]
+    assert client.given[-2:] == [("bad", "w+"), ("b", "w++")]
 
 
 def test_a_worker_that_cannot_work_is_left_out(tmp_path: Path) -> None:
