@@ -14,7 +14,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, Literal
@@ -32,7 +32,10 @@ from medseg.models import Network, SegNet
 log = logging.getLogger(__name__)
 
 Name = Literal["torch", "openvino", "onnx"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Of the input of each convolution of a network, in the order in which they are computed: what int8 needs."""
 
 Compute = Callable[[Tensor], Tensor]
 """Images (b, c, h, w) float32 to logits (b, classes, h, w) float32, any h and w."""
@@ -45,6 +48,7 @@ PACKAGES: dict[Name, tuple[str, ...]] = {
 """What each engine imports; the first one's version counts."""
 
 FASTEST_FIRST: tuple[tuple[Name, Precision], ...] = (
+    ("openvino", "int8"),
     ("openvino", "bf16"),
     ("torch", "bf16"),
     ("openvino", "fp32"),
@@ -57,8 +61,8 @@ EQUAL = 0.999
 """Dice between two engines' masks from which on they count as the same."""
 
 ENOUGH = 0.99
-"""The same where bf16 is asked for by name: its rounding alone leaves 0.993 to 0.9995 (sarcoma), which moves the Dice
-to references by 0.001 either way. Less would be an engine's fault."""
+"""The same where bf16 or int8 is asked for by name: bf16's rounding alone leaves 0.993 to 0.9995 (sarcoma), which moves
+the Dice to references by 0.001 either way. Less would be an engine's fault, or too coarse for the network."""
 
 LEAST_PIXELS = 1000
 """Of a label, for its Dice to be judged: below 500, one pixel alone decides about 0.999."""
@@ -68,7 +72,7 @@ class Engine(Settings):
     """A library and the type of numbers that it computes in."""
 
     name: Name = Field(description="the library")
-    precision: Precision = Field(description="of its arithmetic; sums are float32 in both")
+    precision: Precision = Field(description="of its arithmetic; int8: of its convolutions")
     version: str = Field(description="of the library")
 
     def __str__(self) -> str:
@@ -121,11 +125,12 @@ def offered(config: PredictConfig, device: torch.device, network: Network) -> tu
         RunError: RUN-ENGINE when the engine asked for is not installed, or cannot do what is asked.
     """
     names: tuple[Name, ...] = ("torch",) if config.engine == "auto" else (config.engine,)
-    if config.engine == "auto" and device.type == "cpu" and not isinstance(network, SegNet):
+    if config.engine == "auto" and config.precision == "int8":
+        names = ("torch", "openvino")
+    elif config.engine == "auto" and device.type == "cpu" and not isinstance(network, SegNet):
         names = tuple(name for name in PACKAGES if installed(name))
     _check(names, config, device)
-    able = choose_precision("auto", device) == torch.bfloat16
-    precisions = [config.precision] if config.precision != "auto" else ["bf16", "fp32"] if able else ["fp32"]
+    precisions = _precisions(config, device)
     found = [pair for pair in FASTEST_FIRST if pair[0] in names and pair[1] in precisions]
     if config.precision == "auto" and "torch" not in names:
         found.append(("torch", "fp32"))
@@ -134,16 +139,31 @@ def offered(config: PredictConfig, device: torch.device, network: Network) -> tu
     )
 
 
+def _precisions(config: PredictConfig, device: torch.device) -> tuple[Precision, ...]:
+    """Return the types of numbers that the settings allow; where int8 fails its proof, the next best is taken."""
+    bf16: tuple[Precision, ...] = ("bf16",) if choose_precision("auto", device) == torch.bfloat16 else ()
+    match config.precision:
+        case "auto":
+            return (*bf16, "fp32")
+        case "int8" if config.engine == "auto":
+            return ("int8", *(bf16 or ("fp32",)))
+        case asked:
+            return (asked,)
+
+
 def _check(names: Sequence[Name], config: PredictConfig, device: torch.device) -> None:
     for name in names:
         if not installed(name):
-            problem = f"{name} is asked for, and not installed ({', '.join(PACKAGES[name])})"
-            raise RunError("RUN-ENGINE", "engine", problem, f"pip install 'medseg[{name}]', or use engine=auto.")
+            asked, other = ("int8", "precision=auto") if config.precision == "int8" else (name, "engine=auto")
+            problem = f"{asked} is asked for, and {name} not installed ({', '.join(PACKAGES[name])})"
+            raise RunError("RUN-ENGINE", "engine", problem, f"pip install 'medseg[{name}]', or use {other}.")
         if name != "torch" and device.type != "cpu":
             problem = f"{name} computes on the processor, and {device.type} is asked for"
             raise RunError("RUN-ENGINE", "engine", problem, "Use device=cpu or engine=torch.")
-    if config.engine == "onnx" and config.precision == "bf16":
+    if config.engine == "onnx" and config.precision in ("bf16", "int8"):
         raise RunError("RUN-ENGINE", "engine", "onnx computes in fp32 only", "Use precision=fp32 or auto.")
+    if config.engine == "torch" and config.precision == "int8":
+        raise RunError("RUN-ENGINE", "engine", "torch does not compute in int8", "Use engine=auto or precision=bf16.")
 
 
 # ------------------------------------------------------------------------------------------------- the choice
@@ -155,6 +175,7 @@ def choose(
     images: Tensor,
     device: torch.device,
     wanted: float = EQUAL,
+    ranges: Sequence[Ranges] = (),
 ) -> Choice:
     """Take the first engine whose masks are proved equal to the exact ones; the last one is taken whatever they are.
 
@@ -164,6 +185,7 @@ def choose(
         images: `(n, c, h, w)` float32: real slices, prepared, from all over a scan.
         device: to compute on.
         wanted: Dice to the exact masks; `EQUAL`, or `ENOUGH` where a precision is asked for.
+        ranges: of each network, for int8.
     """
     exact: list[Tensor] = []
     proofs: list[Proof] = []
@@ -173,8 +195,10 @@ def choose(
         exact = exact or [_logits(_torch(network, device, "fp32"), images) for network in networks]
         last = engine is engines[-1]
         try:
-            pairs = zip(exact, networks, strict=True)
-            dice = [mask_dice(logits, _logits(start(engine, network, device), images)) for logits, network in pairs]
+            dice = [
+                mask_dice(logits, _logits(start(engine, network, device, own), images))
+                for logits, network, own in zip(exact, networks, ranges or [{}] * len(networks), strict=True)
+            ]
         except Exception as error:
             if last:
                 raise
@@ -237,13 +261,20 @@ def _margins(logits: Tensor) -> Iterator[Tensor]:
 # ------------------------------------------------------------------------------------------------ the engines
 
 
-def start(engine: Engine, network: Network, device: torch.device) -> Compute:
-    """Return what computes a network; equal images give equal logits from run to run."""
+def start(engine: Engine, network: Network, device: torch.device, ranges: Ranges | None = None) -> Compute:
+    """Return what computes a network; equal images give equal logits from run to run.
+
+    Args:
+        engine: to compute by.
+        network: to compute.
+        device: to compute on.
+        ranges: of the network, for int8.
+    """
     match engine.name:
         case "torch":
             return _torch(network, device, engine.precision)
         case "openvino":
-            return _openvino(network, engine.precision)
+            return _openvino(network, engine.precision, ranges or {})
         case "onnx":
             return _onnxruntime(network)
 
@@ -261,14 +292,20 @@ def _torch(network: Network, device: torch.device, precision: Precision) -> Comp
     return compute
 
 
-def _openvino(network: Network, precision: Precision) -> Compute:
+def _openvino(network: Network, precision: Precision, ranges: Ranges) -> Compute:
     core = _quiet_openvino().Core()
+    model = to_onnx(network)
+    if precision == "int8":
+        from medseg.quantise import quantised  # needs onnx, which only the extras bring
+
+        model = quantised(model, list(ranges.values()))
+    able = choose_precision("auto", torch.device("cpu")) == torch.bfloat16  # for what int8 leaves in floating point
     hints = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" or (precision == "int8" and able) else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",  # all threads work on one batch
     }
-    compiled = core.compile_model(core.read_model(to_onnx(network)), "CPU", hints)
+    compiled = core.compile_model(core.read_model(model), "CPU", hints)
 
     def layers(x: Tensor) -> Tensor:
         return torch.from_numpy(compiled([x.contiguous().numpy()], share_inputs=True)[0])

@@ -19,7 +19,7 @@ from torch import Tensor
 from medseg.agreement import Agreement, Tally
 from medseg.config.settings import PredictConfig
 from medseg.devices import choose_device, is_out_of_memory
-from medseg.engines import ENOUGH, EQUAL, Choice, Compute, choose, offered, start
+from medseg.engines import ENOUGH, EQUAL, Choice, Compute, Ranges, choose, offered, start
 from medseg.errors import InputError, RunError
 from medseg.grid import Grid
 from medseg.intensity import Statistics, measure
@@ -99,13 +99,23 @@ class Predictor:
         self.model = model
         self.config = config or model.description.predict
         self.rules = rules_for(model.labels, self.config.clean)
-        elsewhere = self.config.engine in ("openvino", "onnx") and self.config.device == "auto"
+        for_processors = self.config.engine in ("openvino", "onnx") or self.config.precision == "int8"
+        elsewhere = for_processors and self.config.device == "auto"
         self.device = choose_device("cpu" if elsewhere else self.config.device)
         self.choice: Choice | None = None
         self._offered = offered(self.config, self.device, model.networks[0])
+        self._ranges = self._known_ranges()
         self._computes: list[Compute] = []
         if self._offered[0].exact:  # nothing to prove
             self.adopt(Choice(engine=self._offered[0], model=model.hash))
+
+    def _known_ranges(self) -> Sequence[Ranges]:
+        """Return what int8 needs to know of each network."""
+        known = self.model.description.ranges
+        if self.config.precision == "int8" and not known:
+            problem = "int8 is asked for, and the model holds no ranges for it: an earlier version trained it"
+            raise RunError("RUN-ENGINE", "engine", problem, "Use precision=bf16 or auto, or train again.")
+        return known or [{}] * len(self.model.networks)
 
     def adopt(self, choice: Choice) -> bool:
         """Take the engine that was chosen earlier, if it was for this model and is still offered; say whether."""
@@ -128,8 +138,8 @@ class Predictor:
             places = np.linspace(0, count - 1, min(count, PROOF_SLICES)).round().astype(int).tolist()
             images = cut_slices(cut, grid, statistics, self.model.preparation, places)
             padded, _ = pad_to(images, self.model.description.patch)
-            wanted = ENOUGH if self.config.precision == "bf16" else EQUAL
-            found = choose(self._offered, self.model.networks, padded, self.device, wanted)
+            wanted = ENOUGH if self.config.precision in ("bf16", "int8") else EQUAL
+            found = choose(self._offered, self.model.networks, padded, self.device, wanted, self._ranges)
             self.adopt(found.model_copy(update={"model": self.model.hash}))
         return self.choice or Choice(engine=self._offered[-1])
 
@@ -186,7 +196,10 @@ class Predictor:
         if self.choice is None:
             self.adopt(Choice(engine=self._offered[-1], model=self.model.hash))
         if self.choice and not self._computes:
-            self._computes = [start(self.choice.engine, network, self.device) for network in self.model.networks]
+            self._computes = [
+                start(self.choice.engine, network, self.device, ranges)
+                for network, ranges in zip(self.model.networks, self._ranges, strict=True)
+            ]
         size = len(images)
         while True:
             try:

@@ -53,6 +53,7 @@ ROOMS = [
     ["models.unet", "models.segnet", "models.deeplab", "models.bisenet"],
     ["models"],
     ["models.model_folder", "models.card"],
+    ["quantise"],
     ["engines", "agreement"],
     ["prediction"],
     ["one_case"],
@@ -78,6 +79,7 @@ HOMES = {
     "SimpleITK": {"io"},
     "cyclopts": {"cli"},
     "monai": {"augment", "monai_reader"},
+    "onnx": {"quantise"},
     "onnxruntime": {"engines"},
     "openvino": {"engines"},
 }

@@ -29,7 +29,7 @@ def predict(
     batch_size: Positive | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     engine: Literal["auto", "torch", "openvino", "onnx"] | None = None,
-    precision: Literal["auto", "fp32", "bf16"] | None = None,
+    precision: Literal["auto", "fp32", "bf16", "int8"] | None = None,
     mirror: Annotated[bool | None, Parameter(negative="--no-mirror")] = None,
     clean: str | None = None,
     workers: Annotated[int | None, Parameter(validator=Number(gte=0, lte=64))] = None,

@@ -176,10 +176,10 @@ class PredictConfig(Settings):
     engine: Literal["auto", "torch", "openvino", "onnx"] = Field(
         "auto", description="auto: the fastest installed whose masks equal torch's in fp32 (extras: openvino, onnx)"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="auto: bf16 where the device computes in it and the masks equal those of fp32 (Dice 0.999); "
-        "bf16: also where they nearly do (0.99), with a warning",
+        "bf16: also where they nearly do (0.99), with a warning; int8: on a CPU by OpenVINO, likewise, otherwise bf16",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
     mirror: bool = Field(False, description="average with the left-right mirror image: twice the work")

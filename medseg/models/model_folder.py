@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -74,6 +74,9 @@ class ModelDescription(Settings):
     scores: dict[str, Any] = Field({}, description="of the validation cases")
     dice_offsets: dict[str, Annotated[float, Field(ge=-20, le=20)]] = Field(
         {}, description="label -> what to add to the log odds of the Dice that it expects, from the validation cases"
+    )
+    ranges: tuple[dict[str, tuple[FiniteFloat, FiniteFloat]], ...] = Field(
+        (), description="for int8: of each network, the numbers that each convolution takes in, lowest and highest"
     )
     parent: str = Field("", description="hash of the model that training started from; empty for random weights")
     versions: dict[str, str] = Field({}, description="of the packages that trained it")
@@ -174,7 +177,9 @@ def join_models(models: Sequence[Model], folder: Path, **described: Any) -> None
     recipes = [model.description.recipe for model in models]
     recipe = recipes[0] if all(other == recipes[0] for other in recipes) else {}
     trained_on = {"members": [model.description.trained_on for model in models]}
-    told = {"recipe": recipe, "trained_on": trained_on, "scores": {}, "dice_offsets": {}, **described}
+    ranges = [model.description.ranges for model in models]
+    known = tuple(each for own in ranges for each in own) if all(ranges) else ()
+    told = {"recipe": recipe, "trained_on": trained_on, "scores": {}, "dice_offsets": {}, "ranges": known, **described}
     members = [network.state_dict() for model in models for network in model.networks]
     save_model(folder, first.model_copy(update=told), *members)
 
@@ -314,6 +319,9 @@ def _check_agreement(description: ModelDescription, preparation: Preparation, pa
     """Refuse a description whose parts contradict each other: weights, channels in, and label numbers out."""
     if not description.weights:
         raise ModelError("MODEL-FORMAT", str(path), "names no weights", "Copy the whole folder.")
+    if description.ranges and len(description.ranges) != len(description.weights):
+        problem = f"ranges of {len(description.ranges)} networks, weights of {len(description.weights)}"
+        raise ModelError("MODEL-FORMAT", str(path), problem)
     if description.in_channels != preparation.in_channels:
         problem = f"in_channels is {description.in_channels}, the preparation makes {preparation.in_channels}"
         raise ModelError("MODEL-FORMAT", str(path), problem)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from medseg.batch import predict_cases
 from medseg.case import Case, Finding
@@ -38,6 +39,7 @@ from medseg.training.data import TrainingSlices, VolumeDice
 from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, nothing, seed_everything
 from medseg.training.losses import build_loss
 from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels
+from medseg.training.ranges import input_ranges
 from medseg.training.showing import Showing, flat
 from medseg.training.start import Start, start_from
 from medseg.training.team import ALONE, Team
@@ -183,7 +185,7 @@ def _with_steps(cases: Prepared, options: LoopOptions, start: Start | None, star
         return plan
 
     def score(network: Network, some: Sequence[Case], folder: Path) -> None:
-        save_model(folder / "model", _described(plan), network.state_dict())
+        _saved(cases, network.state_dict(), folder, options.device)
         _scored(load_model(folder / "model"), some, config, folder, silent)
 
     pace = rehearse(*_parts(cases, options, start), config.train, options, score, cases.held_out, config.budget)
@@ -202,8 +204,8 @@ def _fixed(plan: Plan, pace: Pace, started: float, watch: Watch) -> Plan:
 
 def _finished(cases: Prepared, fitted: Fitted, options: LoopOptions) -> Report | None:
     """Write the model, score the held-out cases with it, and return their report; None without any."""
-    folder, config, description = options.folder, cases.plan.config, _described(cases.plan)
-    save_model(folder / "model", description, fitted.weights)
+    folder, config = options.folder, cases.plan.config
+    description = _saved(cases, fitted.weights, folder, options.device)
     report = None
     if cases.held_out:
         report = _scored(load_model(folder / "model"), cases.held_out, config, folder, options.watch)
@@ -211,6 +213,15 @@ def _finished(cases: Prepared, fitted: Fitted, options: LoopOptions) -> Report |
         found = {"scores": report.scores(), "dice_offsets": dice_offsets(report, [folder / "validation" / "masks"])}
         save_model(folder / "model", description.model_copy(update=found), fitted.weights)
     return report
+
+
+def _saved(cases: Prepared, weights: Mapping[str, Tensor], folder: Path, device: torch.device) -> ModelDescription:
+    """Write the model without its scores; return its description."""
+    description = _described(cases.plan)
+    ranges = input_ranges(description, weights, cases.store, device)
+    description = description.model_copy(update={"ranges": (ranges,)})
+    save_model(folder / "model", description, weights)
+    return description
 
 
 def begin(config: Config, output: Path, resume: bool) -> Config:

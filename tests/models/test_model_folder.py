@@ -168,6 +168,22 @@ def test_a_folder_of_the_older_form_loads(folder: Path) -> None:
     refused(folder, "MODEL-HASH")
 
 
+RANGES: tuple[dict[str, tuple[float, float]], ...] = ({"enc1.0": (-1.5, 2.0), "final": (0.0, 3.25)},)
+
+
+def test_ranges_are_kept_in_their_order(tmp_path: Path) -> None:
+    save_model(tmp_path, described(NETWORKS[0], ranges=RANGES), build(NETWORKS[0], 3, 2).state_dict())
+    kept = load_model(tmp_path).description.ranges
+    assert kept == RANGES
+    assert list(kept[0]) == ["enc1.0", "final"]
+
+
+def test_ranges_belong_to_the_networks_and_are_numbers(folder: Path) -> None:
+    for wrong in ([{}, {}], [{"enc1.0": [0]}], [{"enc1.0": [0, float("nan")]}], [{"enc1.0": ["x", 1]}]):
+        edit(folder, ranges=wrong)
+        refused(folder, "MODEL-FORMAT")
+
+
 # ----------------------------------------------------------------------------------------------------------- ensembles
 
 
@@ -198,6 +214,17 @@ def test_an_ensemble_holds_its_members(ensemble: Path, members: list[Path]) -> N
     assert model.description.trained_on == {"members": [{"cases": number} for number in range(3)]}
     assert (model.description.scores, model.description.dice_offsets) == ({}, {})
     assert model.hash not in {load_model(member).hash for member in members}
+
+
+def test_an_ensemble_has_the_ranges_of_all_or_none(members: list[Path], tmp_path: Path) -> None:
+    spans = [({"enc1.0": (-1.0, float(number))},) for number in range(2)]
+    for number, own in enumerate(spans):
+        told = load_model(members[number]).description.model_copy(update={"ranges": own})
+        save_model(members[number], told, load_model(members[number]).networks[0].state_dict())
+    join_models([load_model(member) for member in members[:2]], tmp_path / "two")
+    assert load_model(tmp_path / "two").description.ranges == spans[0] + spans[1]
+    join_models([load_model(member) for member in members], tmp_path / "three")
+    assert load_model(tmp_path / "three").description.ranges == ()
 
 
 def test_ensembles_can_be_joined_too(ensemble: Path, members: list[Path], tmp_path: Path) -> None:

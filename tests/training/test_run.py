@@ -113,6 +113,13 @@ def test_the_validation_cases_are_scored_on_their_own_grids(whole: tuple[Config,
     assert load_model(result.folder).description.scores
 
 
+def test_what_int8_needs_is_recorded(whole: tuple[Config, TrainResult]) -> None:
+    model = load_model(whole[1].folder)
+    (ranges,) = model.description.ranges
+    kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    assert ranges.keys() == {name for name, module in model.networks[0].named_modules() if isinstance(module, kinds)}
+
+
 def test_it_learns(tmp_path: Path) -> None:
     nifti_study(tmp_path / "study", 8)
     result = train(settings(tmp_path / "study", epochs=20), tmp_path / "run")
