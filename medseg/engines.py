@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from medseg.config.frozen import Settings
 from medseg.config.settings import PredictConfig
-from medseg.devices import choose_precision
+from medseg.devices import choose_layout, choose_precision
 from medseg.errors import RunError, first_line
 from medseg.models import Network, SegNet
 
@@ -280,11 +280,12 @@ def start(engine: Engine, network: Network, device: torch.device, ranges: Ranges
 
 
 def _torch(network: Network, device: torch.device, precision: Precision) -> Compute:
-    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+    layout = choose_layout(network, device)
+    network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # not in the stub
 
     @torch.inference_mode()
     def compute(images: Tensor) -> Tensor:
-        x = images.to(device, memory_format=torch.channels_last)
+        x = images.to(device, memory_format=layout)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits: Tensor = network(x)
         return logits.float()

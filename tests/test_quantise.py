@@ -27,8 +27,8 @@ def convolutions(*nodes: Any, weights: dict[str, np.ndarray[Any, Any]], opset: i
     graph = helper.make_graph(
         list(nodes),
         "g",
-        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 1, 2, 2])],
-        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, list("nchw"))],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, list("nchw"))],
         [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
     )
     content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]).SerializeToString()

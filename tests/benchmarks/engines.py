@@ -2,7 +2,8 @@
 
 python tests/benchmarks/engines.py --models run-default run-unet --scans held_out/ --threads 1
 
-Random weights would measure ties of random logits: give trained models, and scans of the kind that they take. Times are
+Random weights would measure ties of random logits: give trained models, and scans of the kind that they take; int8 is
+left out for a model without recorded ranges. Times are
 seconds of processor time of all threads, the least of several rounds in turn, so that other work on the machine does
 little to them.
 """
@@ -64,10 +65,11 @@ def ways(model: Model) -> dict[str, Compute]:
         return logits
 
     found: dict[str, Compute] = {"eager fp32": eager}
+    ranges = model.description.ranges
     for name, precision in reversed(FASTEST_FIRST):
-        if installed(name):
+        if installed(name) and (precision != "int8" or ranges):
             engine = Engine(name=name, precision=precision, version="")
-            found[f"{name} {precision}"] = start(engine, model.networks[0], CPU)
+            found[f"{name} {precision}"] = start(engine, model.networks[0], CPU, ranges[0] if ranges else None)
     return found
 
 
