@@ -48,7 +48,7 @@ ARRAYS = ("images.npy", "masks.npy")
 RECORD = "entry.json"
 
 WORKER_S = 6.0
-"""What a process takes to start and to import torch, on a busy machine."""
+"""What a process takes to start and to import torch and MONAI."""
 
 VOXEL_BYTES = 16
 """That preparing a case takes for each voxel, at the most: the stored ones, values, slices and masks."""

@@ -197,7 +197,7 @@ def test_a_fault_of_the_network_reaches_those_who_wait() -> None:
 
 
 def test_cases_under_way_share_their_room() -> None:
-    room, order = lanes._Room(10), []
+    room, order = lanes.Room(10), []
 
     def take(size: int) -> None:
         room.take(size)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from monai.transforms import Compose, LoadImage, NormalizeIntensity, Orientation
+from monai.transforms import LoadImage
 from numpy.typing import NDArray
 
 from medseg import intensity, prepare, reading
@@ -27,9 +27,8 @@ from medseg.config.settings import ChannelConfig, PrepareConfig
 from medseg.errors import ConfigError, InputError, MaskError, ModelError, RunError
 from medseg.grid import AxisOrder, Grid
 from medseg.intensity import measure
-from medseg.monai_reader import ScanReader
 from medseg.preparation import Channel, Preparation, decide, working_grid
-from medseg.prepare import assemble, prepare_reference, prepared_blocks, restore_block
+from medseg.prepare import ScanReader, assemble, prepare_reference, prepared_blocks, restore_block, transforms
 from medseg.reading import read_case
 from medseg.scan import find_scans
 from medseg.volume import Mask, Volume
@@ -124,36 +123,30 @@ def test_cut_and_restore_at_native_spacing_is_the_identity(order: AxisOrder, pla
     assert np.array_equal(back.labels, mask.labels)
 
 
-@settings(max_examples=60)
-@given(order=orders, plane=planes, dtype=st.sampled_from([np.int16, np.uint16, np.float64]), channels=st.integers(1, 2))
-def test_monai_gives_the_same_slices_at_the_same_place(
-    order: AxisOrder, plane: str, dtype: type[np.generic], channels: int
-) -> None:
-    volume = stored(Volume(noise((channels, *SHAPE)).astype(dtype), make_grid()), order)
-    spacing = native(volume.grid, plane).spacing_mm
-    preparation = Preparation(plane, spacing, (Channel("image", "zscore"),) * channels, context=0)  # type: ignore[arg-type]
-    scale = measure(volume, preparation)
-    letters = (("L", "R"), ("P", "A"), ("I", "S"))
-    expected = Compose(
-        [
-            Orientation(preparation.codes, labels=letters),
-            NormalizeIntensity(list(scale.mean), list(scale.sd), channel_wise=True),
-        ]
-    )(MetaTensor(volume.voxels.astype(np.float32), affine=torch.from_numpy(np.array(volume.grid.affine))))
-    assert torch.equal(prepared(volume, preparation, block=2), expected.as_tensor().permute(3, 0, 1, 2))
-    np.testing.assert_allclose(working_grid(volume.grid, preparation).affine, expected.affine.numpy(), atol=1e-6)
-
-
-def test_preparing_leaves_the_stored_voxels_as_they_are() -> None:
-    # They lie in memory as slices do, in float32: nothing would have to be copied.
-    voxels = noise((6, 1, 7, 5)).astype(np.float32).transpose(1, 3, 2, 0)
-    volume = Volume(voxels, Grid((5, 7, 6), np.diag([-1.0, -1.0, 1.0, 1.0])))
-    before = voxels.copy()
-    prepared(volume, native(volume.grid, "axial"))
-    assert np.array_equal(voxels, before)
-
-
 # ---------------------------------------------------------------------------------------------------------- spacing
+
+
+@settings(max_examples=60)
+@given(
+    order=orders,
+    plane=planes,
+    rows=st.floats(0.3, 4),
+    columns=st.floats(0.3, 4),
+    start=st.integers(0, 3),
+    count=st.integers(1, 2),
+)
+def test_monai_and_the_grid_agree_on_where_the_slices_are(
+    order: AxisOrder, plane: str, rows: float, columns: float, start: int, count: int
+) -> None:
+    volume = stored(Volume(noise((1, *SHAPE)), make_grid()), order)
+    preparation = one_channel(plane, (rows, columns))
+    target = working_grid(volume.grid, preparation)
+    slab = prepare._slab(volume.cut, volume.grid, preparation, start, start + count)
+    image = transforms(preparation, measure(volume, preparation), target.shape)(slab)
+    assert isinstance(image, MetaTensor)
+    expected = target.block(2, start, start + count)
+    assert tuple(image.shape[1:]) == expected.shape
+    np.testing.assert_allclose(image.affine.numpy(), expected.affine, atol=1e-6)
 
 
 @pytest.mark.parametrize("spacing_mm", [(0.4, 0.5), (0.8, 1.5), (2.4, 2.9)])

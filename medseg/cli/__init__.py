@@ -1,4 +1,4 @@
-"""`medseg`: parse, call, print; nothing else. torch is imported by the commands that need it."""
+"""`medseg`: parse, call, print; nothing else. torch and MONAI are imported by the commands that need them."""
 
 from __future__ import annotations
 
