@@ -12,12 +12,15 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from medseg import lanes
 from medseg.batch import predict_folder
+from medseg.case_work import VOXEL_BYTES, Job
 from medseg.config import PredictConfig
 from medseg.config.settings import BatchConfig
 from medseg.grid import Grid
@@ -197,19 +200,22 @@ def test_a_fault_of_the_network_reaches_those_who_wait() -> None:
 
 
 def test_cases_under_way_share_their_room() -> None:
-    room, order = lanes.Room(10), []
+    room, order = lanes.Room(10 * VOXEL_BYTES), []
+
+    def case(size: int) -> Job:
+        return cast(Job, SimpleNamespace(voxels=size))
 
     def take(size: int) -> None:
-        room.take(size)
+        room.take(case(size))
         order.append(size)
 
-    room.take(4)
-    room.take(6)
+    room.take(case(4))
+    room.take(case(6))
     large = threading.Thread(target=take, args=(25,))
     large.start()
-    room.give(4)
+    room.give(case(4))
     large.join(0.2)
     assert order == []  # larger than all the room: it waits until it is alone
-    room.give(6)
+    room.give(case(6))
     large.join(30)
     assert order == [25]
