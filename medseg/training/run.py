@@ -36,12 +36,13 @@ from medseg.training.budget import Pace, rehearse, within_budget
 from medseg.training.calibration import dice_offsets
 from medseg.training.cases import CONFIG, Prepared, Shared, prepare_cases
 from medseg.training.data import TrainingSlices, VolumeDice
-from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, nothing, seed_everything
+from medseg.training.loop import Fitted, LoopOptions, fit, has_checkpoint, nothing
 from medseg.training.losses import build_loss
 from medseg.training.plan import LEFT_OPEN, Plan, count_out_channels
 from medseg.training.ranges import input_ranges
 from medseg.training.showing import Showing, flat
 from medseg.training.start import Start, start_from
+from medseg.training.state import seed_everything
 from medseg.training.team import ALONE, Team
 from medseg.training.trackers import Tracker, require_tensorboard
 from medseg.volume import UNANNOTATED, Labels

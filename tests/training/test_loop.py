@@ -22,7 +22,8 @@ from medseg.models import Network, build
 from medseg.progress import silent
 from medseg.training import loop
 from medseg.training.checkpoint import load_checkpoint
-from medseg.training.loop import Average, Fitted, LoopOptions, fit, learning_rate, seed_everything
+from medseg.training.loop import Fitted, LoopOptions, fit
+from medseg.training.state import Average, learning_rate, seed_everything
 
 CPU = torch.device("cpu")
 EPOCHS = 4

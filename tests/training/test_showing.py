@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from medseg.config import Config
 from medseg.store import Entry, SliceStore
 from medseg.training import Epoch, train
+from medseg.training.checkpoint import State
 from medseg.training.curves import curves
 from medseg.training.history import line, overrun_s
 from medseg.training.overlays import PREDICTION, REFERENCE, choose_slices
@@ -199,7 +200,7 @@ def test_a_resumed_run_tells_all_epochs(config: Config, shown: tuple[Path, Diary
     quiet = config.model_copy(update={"train": config.train.model_copy(update={"overlays": 0})})
     save, saved = loop.save_checkpoint, []
 
-    def stop(path: Path, state: loop.State) -> None:
+    def stop(path: Path, state: State) -> None:
         save(path, state)
         saved.append(state["epoch"])
         if len(saved) == 2:

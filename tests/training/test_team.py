@@ -21,7 +21,8 @@ from medseg.config.networks import UNetConfig
 from medseg.errors import MedsegError, RunError
 from medseg.models import build
 from medseg.training import train
-from medseg.training.loop import Fitted, LoopOptions, fit, seed_everything
+from medseg.training.loop import Fitted, LoopOptions, fit
+from medseg.training.state import seed_everything
 from medseg.training.team import ALONE, Place, Team, joined, place_of
 from medseg.volume import UNANNOTATED
 from tests.studies import nifti_study, settings
