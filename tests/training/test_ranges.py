@@ -53,6 +53,14 @@ def test_a_few_far_numbers_do_not_count(tmp_path: Path) -> None:
     assert found["enc1.0"] == (0, pytest.approx(1, abs=0.01))
 
 
+def test_every_column_is_looked_at(tmp_path: Path) -> None:
+    images = np.zeros((2, 1, 160, 160), np.float16)
+    images[..., 3] = 700
+    model = threshold_model(30)
+    found = input_ranges(model.description, model.networks[0].state_dict(), store(tmp_path, images), CPU)
+    assert found["enc1.0"] == (0, 700)
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_order_is_that_of_the_exported_model(kind: str, tmp_path: Path) -> None:
     """int8 gives the ranges to the convolutions in order."""
