@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -63,8 +63,10 @@ def run_on_cluster(
         try:
             yield from _Cluster(client, name, [_absolute(job) for job in jobs], predictor, timeout_s).run(stopped)
         finally:
-            if client.status == "running":  # also after Ctrl-C: the workers let go of the model and end their processes
-                client.unregister_worker_plugin(name)
+            # After Ctrl-C too the workers let go of the model and end their processes, if they can still be told.
+            with suppress(OSError, TimeoutError):
+                if client.status == "running":
+                    client.unregister_worker_plugin(name)
 
 
 @contextmanager

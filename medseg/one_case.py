@@ -119,7 +119,7 @@ class OneCase:
         except MedsegError as error:
             return self._failed(error.code, error.message)
         except (LateError, TimeoutError):
-            return self._failed("RUN-TIMEOUT", f"not finished after {self._timeout_s:.0f} s; --timeout sets the limit")
+            return self._failed("RUN-TIMEOUT", f"not finished after {self._timeout_s:g} s; --timeout sets the limit")
         except CrashError:
             return died(self._failed("RUN-DIED", DIED))
         except Exception as error:

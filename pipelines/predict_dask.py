@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 2
     scans, model_folder, output = map(Path, arguments[:3])
-    # A worker has one case at a time; one for each GPU, or for every two or three cores.
+    # A worker computes one case at a time; one for each GPU, or for every two or three cores.
     with LocalCluster(n_workers=int(arguments[3]), threads_per_worker=1, dashboard_address=None) as cluster:
         try:
             batch = BatchConfig(cluster=cluster.scheduler_address)

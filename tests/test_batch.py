@@ -334,6 +334,15 @@ def test_a_damaged_memory_is_forgotten(scans: Path, tmp_path: Path, model: Model
     assert set(statuses(predict_folder([scans], model, out)).values()) == {"done"}
 
 
+def test_a_limit_that_no_case_keeps(scans: Path, tmp_path: Path, model: Model) -> None:
+    hasty = BatchConfig(workers=0, timeout_s=1e-4)
+    ledger = predict_folder([scans], model, tmp_path / "out", batch=hasty)
+    assert {row.message for row in ledger} == {"not finished after 0.0001 s; --timeout sets the limit"}
+    assert set(statuses(ledger).values()) == {"failed RUN-TIMEOUT"}
+    patient = BatchConfig(workers=0)  # no case came so far that its failure is remembered
+    assert set(statuses(predict_folder([scans], model, tmp_path / "out", batch=patient)).values()) == {"done"}
+
+
 def test_two_at_once(scans: Path, tmp_path: Path, model: Model) -> None:
     with exclusive(tmp_path / "out"), pytest.raises(RunError) as caught:
         predict_folder([scans], model, tmp_path / "out")

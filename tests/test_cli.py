@@ -476,6 +476,16 @@ def test_light_commands_never_import_torch(study: Path, command: tuple[str, ...]
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("option", [("--shard", "3/2"), ("--shard", "0/2"), ("--timeout", "0"), ("--timeout", "-1")])
+def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, option: tuple[str, str]) -> None:
+    code = "import sys; from medseg.cli import _run; print(_run(sys.argv[1:]), 'torch' in sys.modules)"
+    words = ("predict", tmp_path, "--model", tmp_path, "-o", tmp_path / "out", *option)
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert option[0] in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_libraries_and_odd_terminals_are_quiet() -> None:
     """Warnings and log records of others stay away, medseg's own are plain lines, a poor terminal shows `?`."""
     code = (

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,6 +224,22 @@ def test_each_worker_takes_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     for stack in stacks:
         stack.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_is_used_again_in_spite_of_dasks_environment() -> None:
+    code = (
+        "import resource, numpy as np; from medseg.cluster_worker import keep_freed_memory as keep\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20): np.ones(1 << 20)\n"  # 8 MiB: 2048 pages
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "a = faults(); keep(); faults(); print(a, faults())"
+    )
+    theirs = {**os.environ, "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
+    done = subprocess.run([sys.executable, "-c", code], env=theirs, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 2, (before, after)
 
 
 def test_the_script_says_how(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,9 @@ def predict(
         cluster: address of a Dask scheduler, tcp://host:8786; its workers see the same folders (extra: dask).
     """
     scans = given(paths)
+    wishes: dict[str, object] = {"workers": workers, "timeout_s": timeout, "retry_failed": retry_failed, "shard": shard}
+    wishes |= {"cluster": cluster}
+    batch = batch_settings({key: value for key, value in wishes.items() if value is not None})
     from medseg.batch import predict_folder
     from medseg.models.model_folder import load_model
 
@@ -65,9 +68,6 @@ def predict(
     asked: dict[str, object] = {"batch_size": batch_size, "device": device, "engine": engine}
     asked |= {"precision": precision, "mirror": mirror}
     settings = prediction_settings(loaded.description, asked, clean)
-    wishes: dict[str, object] = {"workers": workers, "timeout_s": timeout, "retry_failed": retry_failed, "shard": shard}
-    wishes |= {"cluster": cluster}
-    batch = batch_settings({key: value for key, value in wishes.items() if value is not None})
     ledger = predict_folder(scans, loaded, output, config=settings, formats=format, batch=batch, watch=screen)
     return close_batch(ledger, output)
 
@@ -89,13 +89,17 @@ def batch_settings(wishes: dict[str, object]) -> BatchConfig:
     from pydantic import ValidationError
 
     from medseg.config.settings import BatchConfig
+    from medseg.shards import Shard
 
     try:
-        return BatchConfig.model_validate(wishes)
+        batch = BatchConfig.model_validate(wishes)
+        Shard.parse(batch.shard)
+        return batch
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         option = f"--{str(fault['loc'][0]).replace('_', '-')}"
-        problem = f"{fault['input']!r}: {fault['msg']}"
+        wanted = "wanted i/n, such as 1/8" if option == "--shard" else fault["msg"]
+        problem = f"{fault['input']!r}: {wanted}"
         raise UsageError("USAGE-OPTION", option, problem, "See medseg predict --help.") from error
 
 

@@ -3,17 +3,19 @@
 python tests/benchmarks/predict_many.py --scale 0.1 --work /tmp/many
 
 At scale 1: 200 scans of about 20 slices, 10 of them broken, and one of 512 x 512 x 400. The command runs as users run
-it. The network alone is timed on slices of the same sizes, in batches of the same size; a plain loop (MONAI's
-`LoadImage`, the same preparation of slices as a user would write it, the same network, nibabel) runs on a part, and so
-does nnU-Net's predictor, when `--nnunet` names the python of an environment that has `nnunetv2` (in float32, which is
+it, from code that is compiled already, as an installed package is. The network alone is timed on slices of the same
+sizes, in batches of the same size; a plain loop (`plain_loop.py`) runs on a part, a program too, and so does nnU-Net's
+predictor, when `--nnunet` names the python of an environment that has `nnunetv2` (in float32, which is
 all that it does on a processor; medseg then too).
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import csv
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -23,14 +25,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import torch
-from monai.transforms import LoadImage
-from torch.nn import functional as F
 
+import medseg
 from medseg.config.networks import UNetConfig
-from medseg.models.model_folder import Model, load_model
+from medseg.models.model_folder import load_model
 from medseg.prediction import Predictor
 from medseg.scan import find_scans
 from tests.benchmarks.many_scans import DEFAULT, make_model, make_scans
@@ -83,7 +82,8 @@ def command(scans: Path, model: Path, out: Path, options: list[str]) -> tuple[fl
 def timed(words: list[str]) -> tuple[float, float, int, Peak]:
     """Run a program; return wall seconds, processor seconds, exit code and the peak of memory."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=compiled)
     peak = Peak(process.pid)
     peak.start()
     code = process.wait()
@@ -117,30 +117,6 @@ def network_alone(predictor: Predictor, shapes: list[tuple[int, int, int]], most
     return wall, used
 
 
-def plain_loop(paths: list[Path], model: Model, out: Path) -> tuple[float, float]:
-    """Return wall and processor seconds of what one writes in an afternoon."""
-    out.mkdir()
-    network = model.networks[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
-    load = LoadImage(image_only=True, ensure_channel_first=True)
-    start, cpu = time.perf_counter(), time.process_time()
-    for path in paths:
-        image = load(path)
-        volume = image.as_tensor().float()[0]
-        low, high = np.percentile(volume.numpy(), [0.5, 99.5])
-        volume = volume.clamp(low, high)
-        volume = (volume - volume.mean()) / volume.std()
-        labels = torch.zeros(volume.shape, dtype=torch.uint8)
-        padded = F.pad(volume, (1, 1), mode="replicate")
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            for first in range(0, volume.shape[2], 8):
-                count = min(8, volume.shape[2] - first)
-                slices = torch.stack([padded[:, :, k : k + 3].permute(2, 0, 1) for k in range(first, first + count)])
-                logits = network(slices.to(memory_format=torch.channels_last))
-                labels[:, :, first : first + count] = logits.float().argmax(1).permute(1, 2, 0).to(torch.uint8)
-        nib.save(nib.Nifti1Image(labels.numpy(), np.asarray(image.affine)), out / f"{path.name.split('.')[0]}.nii.gz")  # type: ignore[attr-defined,no-untyped-call]
-    return time.perf_counter() - start, time.process_time() - cpu
-
-
 def main() -> None:
     """Make the scans, predict them, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,6 +129,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="more options of medseg predict, after --")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
+    compileall.compile_dir(medseg.__path__[0], quiet=2)
     scans, out = given.work / "scans", given.work / "masks"
     count, broken = round(CASES * given.scale) - round(BROKEN * given.scale), max(4, round(BROKEN * given.scale))
     if not scans.exists():
@@ -187,7 +164,7 @@ def main() -> None:
     small = [scan.path for scan in usable if scan.case_id != "large"]
     if not small:
         return
-    against_loop(small[:: max(1, len(small) // given.part)][: given.part], model, given.work)
+    against_loop(small[:: max(1, len(small) // given.part)][: given.part], given.work, (start_wall, start_used))
     if given.nnunet:
         fit = {
             scan.path for scan in usable if scan.grid and scan.grid.shape[:2] == (256, 256)
@@ -197,12 +174,27 @@ def main() -> None:
         )
 
 
-def against_loop(part: list[Path], model: Model, work: Path) -> None:
-    """Print what medseg and a plain loop take for some scans."""
-    mine = command(_folder_of(part, work / "part"), work / "model", _fresh(work / "part_masks"), [])
-    theirs = plain_loop(part, model, _fresh(work / "plain"))
-    print(f"{len(part)} scans: medseg with its start {mine[0]:.1f} s, {mine[1]:.1f} s of processor;")
-    print(f"  a plain loop {theirs[0]:.1f} s, {theirs[1]:.1f} s of processor: {theirs[0] / mine[0]:.2f}")
+def against_loop(part: list[Path], work: Path, start: tuple[float, float]) -> None:
+    """Print what medseg and a plain loop take for some scans.
+
+    Args:
+        part: the scans.
+        work: the folder to work in.
+        start: wall and processor seconds of a run of medseg with one scan.
+    """
+    some, out = _folder_of(part, work / "part"), _fresh(work / "plain")
+    mine = command(some, work / "model", _fresh(work / "part_masks"), [])
+    program = Path(__file__).with_name("plain_loop.py")
+    theirs = timed([sys.executable, str(program), str(some), "--model", str(work / "model"), "-o", str(out)])
+    scans = json.loads((out / "seconds.json").read_text())
+    print(f"{len(part)} scans: medseg {mine[0]:.1f} s, {mine[1]:.1f} s of processor; ", end="")
+    print(f"a plain loop {theirs[0]:.1f} s, {theirs[1]:.1f} s of processor")
+    print(f"  the loop to medseg, both with their start: {theirs[0] / mine[0]:.2f}, {theirs[1] / mine[1]:.2f};")
+    print(f"  the loop without its start to medseg: {scans['wall'] / mine[0]:.2f}, {scans['processor'] / mine[1]:.2f};")
+    # A run with one scan holds the start and the proof of the engine, and that scan.
+    alone = [(whole - first) / (len(part) - 1) for whole, first in zip(mine[:2], start, strict=True)]
+    each = [scans[kind] / len(part) for kind in ("wall", "processor")]
+    print(f"  for each further scan: {each[0] / alone[0]:.2f}, {each[1] / alone[1]:.2f}")
 
 
 def against_nnunet(part: list[Path], python: Path, work: Path) -> None:
