@@ -162,7 +162,7 @@ def main() -> None:
     print(f"processor {used:.1f} s, of the network alone {alone_cpu:.1f} s; the rest, without what a run with one scan")
     print(f"takes, for a slice of 512 x 512 ({area:.0f} of them): {beside:.1f} ms")
     small = [scan.path for scan in usable if scan.case_id != "large"]
-    if not small:
+    if not small or not given.part:
         return
     against_loop(small[:: max(1, len(small) // given.part)][: given.part], given.work, (start_wall, start_used))
     if given.nnunet:
