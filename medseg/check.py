@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.case import Case, Dataset, Finding, Split
+from medseg.case_measure import CaseMeasure, ChannelMeasure, measure_case
 from medseg.config.settings import Config
 from medseg.dataset import find_cases
 from medseg.errors import InputError, UsageError
-from medseg.fingerprint import CaseMeasure, ChannelMeasure, measure_case
 from medseg.io.workers import call_spread, processes_for
 from medseg.matching import listed
 from medseg.measured import Measured, Measures

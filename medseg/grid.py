@@ -207,3 +207,8 @@ def _axis_order(move: Float) -> AxisOrder:
     source = [int(np.flatnonzero(move[:, 0] == out)[0]) for out in range(3)]
     flips = [bool(move[axis, 1] < 0) for axis in source]
     return AxisOrder((source[0], source[1], source[2]), (flips[0], flips[1], flips[2]))
+
+
+def axis_of(code: str) -> int:
+    """Return 0, 1 or 2 for a letter of direction along x, y or z."""
+    return next(axis for axis, letters in enumerate(("LR", "PA", "IS")) if code in letters)

@@ -14,10 +14,10 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from medseg.case import Case, Finding
+from medseg.case_measure import CaseMeasure, ChannelMeasure
 from medseg.config.settings import Config
 from medseg.errors import InputError
 from medseg.facts import LabelFacts
-from medseg.fingerprint import CaseMeasure, ChannelMeasure
 from medseg.io.atomic import atomic_path
 from medseg.io.hashes import Hashes
 from medseg.reference import READ_BY

@@ -14,11 +14,13 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from medseg.case import Case
+from medseg.case_measure import SAMPLE, CaseMeasure, ChannelMeasure, _flicker, drawn_plane, measure_case, native_plane
 from medseg.check import examine
 from medseg.config import ChannelConfig, Config
+from medseg.config.settings import Plane
 from medseg.errors import InputError, UsageError
 from medseg.facts import LabelFacts, seen_by
-from medseg.fingerprint import SAMPLE, CaseMeasure, ChannelMeasure, fingerprint, measure_case, native_plane
+from medseg.fingerprint import fingerprint
 from medseg.grid import Grid
 from medseg.scan import find_scans
 from medseg.volume import Volume
@@ -117,7 +119,7 @@ def test_nan_and_infinity_are_refused(tmp_path: Path, bad: float) -> None:
 def test_nan_of_a_scan_that_is_no_nifti_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
     voxels = image().astype(np.float32)[None]
     voxels[0, 3, 3, 3] = bad
-    monkeypatch.setattr("medseg.fingerprint.read", lambda scan: Volume(voxels, Grid(SHAPE, AFFINE)))
+    monkeypatch.setattr("medseg.case_measure.read", lambda scan: Volume(voxels, Grid(SHAPE, AFFINE)))
     path = nifti(tmp_path / "m.nii.gz", blob())
     with pytest.raises(InputError) as raised:
         measure_case(Case("a", "a", (scan("a.nii"),), (path,)), config(tmp_path))
@@ -173,6 +175,62 @@ def test_nifti_is_judged_by_its_thickest_axis(spacing: tuple[float, float, float
     assert native_plane(scan("a.nii"), grid) == plane
 
 
+# the plane that the reference was drawn in
+
+
+def drawn(across: int, seed: int = 0, sway: int = 2) -> np.ndarray:
+    """A ball, each slice across an axis moved by itself, as hands do that draw slice after slice."""
+    rng = np.random.default_rng(seed)
+    x, y = np.mgrid[:40, :40] - 19.5
+    slices = [
+        (x - rng.integers(-sway, sway + 1)) ** 2 + (y - rng.integers(-sway, sway + 1)) ** 2 + z**2 < 12**2
+        for z in np.arange(40) - 19.5
+    ]
+    return np.moveaxis(np.array(slices, np.uint8), 0, across)
+
+
+PLANE_OF = ("sagittal", "coronal", "axial")
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+@pytest.mark.parametrize("native", PLANE_OF)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_plane_of_drawing_shows_by_flicker_across_it(across: int, native: Plane, seed: int) -> None:
+    assert drawn_plane(drawn(across, seed), (1.0, 1.0, 1.0), native) == PLANE_OF[across]
+    assert drawn_plane(drawn(across, seed), (0.9, 1.1, 1.0), native) == PLANE_OF[across]
+
+
+def test_where_no_plane_shows_the_native_one_stays() -> None:
+    smooth, empty = drawn(0, sway=0), np.zeros((40, 40, 40), np.uint8)
+    few = empty.copy()
+    few[10:30:3, 20, 20] = 1  # seven voxels, one in a slice across x: too few to tell
+    noise = np.random.default_rng(0).integers(0, 2, (40, 40, 40)).astype(np.uint8)  # flickers alike in all directions
+    unknown = np.where(drawn(0) > 0, np.uint8(255), np.uint8(0))  # nobody drew it
+    for labels in (smooth, empty, few, noise, unknown):
+        assert drawn_plane(labels, (1.0, 1.0, 1.0), "coronal") == "coronal"
+
+
+def test_thick_slices_stay_whole() -> None:
+    assert drawn_plane(drawn(0), (1.0, 1.0, 1.25), "axial") == "axial"
+    assert drawn_plane(drawn(0), (1.0, 1.0, 1.24), "axial") == "sagittal"
+
+
+def test_the_flicker_is_counted_by_hand() -> None:
+    column = np.array([0, 1, 0, 0, 2, 2, 0, 255, 0, 3, 1, 3], np.uint8)
+    # Changes: 0-1, 1-0, 0-2, 2-0, 0-3, 3-1, 1-3 (7); next to 255 nothing is known. Flickers: the 1 between zeros, and
+    # the 1 between threes; the 2s are two slices thick.
+    assert _flicker(column[:, None, None]) == (2, 7)
+    assert _flicker(np.repeat(column[:, None, None], 5, axis=1)) == (10, 35)
+
+
+def test_most_references_choose_the_plane() -> None:
+    found = fingerprint(
+        [measured(str(n), drawn=plane) for n, plane in enumerate(["coronal"] * 2 + ["axial"])], Config()
+    )
+    assert (found.plane, found.native) == ("coronal", "axial")
+    assert (found.drawn, found.planes) == ({"axial": 1, "coronal": 2}, {"axial": 3})
+
+
 # many cases
 
 
@@ -190,6 +248,7 @@ def measured(name: str, value: float = 0, **more: object) -> CaseMeasure:
         "label_facts": (LabelFacts(1.8, 1),),
         **more,
     }
+    facts.setdefault("drawn", facts["plane"])
     return CaseMeasure(id=name, channels=(channel,), **facts)  # type: ignore[arg-type]
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from medseg import check
 from medseg.case import Case, Dataset
+from medseg.case_measure import measure_case
 from medseg.check import Examination, examine
 from medseg.config import Config, DataConfig
 from medseg.dataset import find_cases
-from medseg.fingerprint import measure_case
 from medseg.io.hashes import Hashes
 from medseg.measured import Measures
 from tests.studies import dicom_patient, leaked, nifti_case, nifti_study, settings

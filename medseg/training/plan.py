@@ -15,6 +15,7 @@ import torch
 
 from medseg.augment import LIGHT, MIRROR, STRONG
 from medseg.case import Finding
+from medseg.case_measure import CaseMeasure
 from medseg.check import Examination
 from medseg.config import Config
 from medseg.config.load import dump
@@ -22,7 +23,8 @@ from medseg.config.networks import FITTED_WIDTHS
 from medseg.config.settings import EPOCHS, Plane
 from medseg.devices import choose_precision
 from medseg.errors import ConfigError, InputError
-from medseg.fingerprint import CaseMeasure, Fingerprint, LabelFingerprint, axis_of, fingerprint
+from medseg.fingerprint import Fingerprint, LabelFingerprint, fingerprint
+from medseg.grid import axis_of
 from medseg.models import Network, UNet, build
 from medseg.models.network import describe
 from medseg.preparation import PLANES, Preparation, decide, usual_normalisation
@@ -197,9 +199,7 @@ def _sides(found: Examination) -> tuple[list[CaseMeasure], int]:
 
 def _prepare(decisions: Decisions, measured: Fingerprint) -> Preparation:
     cases = f"{measured.cases} training cases"
-    others = ", ".join(f"{plane} {count}" for plane, count in measured.planes.items() if plane != measured.plane)
-    votes = f"native plane of {measured.planes[measured.plane]} of {cases}{others and f' (others: {others})'}"
-    decisions.settle("prepare.plane", measured.plane, votes)
+    decisions.settle("prepare.plane", measured.plane, _votes(measured))
     codes = PLANES[_plane(decisions.config)]
     spacing = tuple(_rounded(mm, 6) for mm in measured.in_plane_spacing_mm(codes))
     ranges = [(f"{low:.3g}", f"{high:.3g}") for low, high in measured.in_plane_range_mm(codes)]
@@ -210,6 +210,18 @@ def _prepare(decisions: Decisions, measured: Fingerprint) -> Preparation:
     preparation = decide(decisions.config.prepare, measured, decisions.config.data.select)
     decisions.note("prepare.context", f"neighbours on each side: {preparation.in_channels} input channels")
     return preparation
+
+
+def _votes(measured: Fingerprint) -> str:
+    """Say which cases speak for the plane."""
+    plane, cases = measured.plane, f"{measured.cases} training cases"
+    drawn = plane != measured.native
+    votes = measured.drawn if drawn else measured.planes
+    others = ", ".join(f"{other} {count}" for other, count in votes.items() if other != plane)
+    others = others and f" (others: {others})"
+    if not drawn:
+        return f"native plane of {votes[plane]} of {cases}{others}"
+    return f"voxels are as long as wide, and the outlines of {votes[plane]} of {cases} were drawn in it{others}"
 
 
 def _normalise(decisions: Decisions, measured: Fingerprint) -> None:

@@ -12,10 +12,11 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+from medseg.case_measure import CaseMeasure
 from medseg.check import Examination, examine
 from medseg.config import Config, load
 from medseg.facts import Seen
-from medseg.fingerprint import CaseMeasure, fingerprint
+from medseg.fingerprint import fingerprint
 from medseg.preparation import Preparation, decide
 from medseg.quality import Flag, judge_mask, judge_scan
 

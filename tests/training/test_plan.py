@@ -13,10 +13,11 @@ import torch
 
 from medseg.augment import LIGHT, STRONG
 from medseg.case import Split
+from medseg.case_measure import CaseMeasure
 from medseg.check import Examination, examine
 from medseg.config import AugmentConfig, Config, PrepareConfig, load
 from medseg.config.networks import UNetConfig
-from medseg.fingerprint import CaseMeasure, fingerprint
+from medseg.fingerprint import fingerprint
 from medseg.models import UNet
 from medseg.preparation import working_grid
 from medseg.store import SliceStore
