@@ -37,13 +37,10 @@ BLUR_SIGMA = (0.5, 1.0)
 ZOOM = (0.5, 1.0)
 """As in nnU-Net (Isensee 2021, supplementary note 4), on slices whose unit is about one standard deviation."""
 
-MIRROR = 0.5
-"""Probability of a mirror image, where left and right are alike and the settings leave it open."""
-
-LIGHT = {"mirror_rows": 0.0, "affine": 0.3, "rotation_deg": 20.0, "scaling": 0.2, "elastic": 0.0}
+LIGHT = {"mirror": 0.0, "mirror_rows": 0.0, "affine": 0.3, "rotation_deg": 20.0, "scaling": 0.2, "elastic": 0.0}
 """What the settings leave open: how askew patients lie, and some more. Learned from at once, so best for many cases."""
 
-STRONG = {"mirror_rows": 0.5, "affine": 0.8, "rotation_deg": 40.0, "scaling": 0.3, "elastic": 0.3}
+STRONG = {"mirror": 0.5, "mirror_rows": 0.5, "affine": 0.8, "rotation_deg": 40.0, "scaling": 0.3, "elastic": 0.3}
 """For few cases, which a network otherwise learns by heart; it takes longer to learn (docs/benchmarks.md)."""
 
 BEND_EVERY, BEND_BY = 1 / 6, (0.013, 0.04)
@@ -68,7 +65,6 @@ class Augment:
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
-        self._mirror = MIRROR if config.mirror is None else config.mirror
         self._open = LIGHT | {name: value for name in LIGHT if (value := getattr(config, name)) is not None}
 
     def __call__(self, images: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -88,7 +84,7 @@ class Augment:
     def slice(self, image: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Change one slice: image `(c, h, w)` float32, labels `(h, w)` uint8; equal keys, equal changes."""
         rng = random_state(*key)
-        if rng.random_sample() < self._mirror:
+        if self._happens("mirror", rng):
             flip = Flip(1)  # columns: left and right of axial and coronal slices
             image, labels = flip(image), flip(labels[None])[0]
         if self._happens("mirror_rows", rng):

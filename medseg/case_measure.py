@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -193,7 +194,12 @@ def native_plane(scan: Scan, grid: Grid) -> Plane:
     return _NORMAL[axis_of(grid.orientation[axis])]
 
 
-def drawn_plane(labels: NDArray[Any], spacing: tuple[float, ...], native: Plane) -> Plane:
+def is_cubic(spacing: Sequence[float]) -> bool:
+    """Tell whether voxels are about as long as wide: no spacing exceeds the smallest by a quarter."""
+    return max(spacing) < THICK * min(spacing)
+
+
+def drawn_plane(labels: NDArray[Any], spacing: Sequence[float], native: Plane) -> Plane:
     """Return the plane that a reference was drawn in, slice by slice.
 
     Outlines are smooth in the plane in which they were drawn; across it each was drawn anew, and voxels flicker: they
@@ -204,9 +210,13 @@ def drawn_plane(labels: NDArray[Any], spacing: tuple[float, ...], native: Plane)
         spacing: of the voxels in mm.
         native: what is returned unless voxels are about as long as wide and the flicker is clear.
     """
-    if max(spacing) >= THICK * min(spacing):
+    if not is_cubic(spacing):
         return native
-    found = [_flicker(np.moveaxis(labels, axis, 0)) for axis in range(3)]
+    (box,) = ndimage.find_objects((labels > 0).view(np.uint8)) or (None,)
+    if box is None:
+        return native
+    around = labels[tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)]
+    found = [_flicker(np.moveaxis(around, axis, 0)) for axis in range(3)]
     shares = [flickers / max(1, changes) for flickers, changes in found]
     most = int(np.argmax(shares))
     clear = found[most][0] >= FLICKERS and shares[most] >= RAGGED * shares[_NORMAL.index(native)]

@@ -61,7 +61,7 @@ class PrepareConfig(Settings):
     """From a volume to normalised 2-D slices. What is `auto` or absent is measured on the training cases."""
 
     plane: Plane | Literal["auto"] = Field(
-        "auto", description="plane of the slices; auto: the native one of most cases"
+        "auto", description="plane of the slices; auto: the one that most references were drawn in, else the native one"
     )
     spacing_mm: tuple[float, float] | None = Field(
         None, description="in-plane spacing (rows, columns) in mm; the training cases' median when absent"
@@ -93,7 +93,10 @@ class AugmentConfig(Settings):
     """Random changes to a training slice, by MONAI transforms; probabilities are per slice, 0 switches a change off."""
 
     mirror: float | None = Field(
-        None, ge=0, le=1, description="probability of a left-right mirror image; absent: 0.5, or 0 where sides differ"
+        None,
+        ge=0,
+        le=1,
+        description="probability of a left-right mirror image; absent: 0.5 for few cases of like sides",
     )
     mirror_rows: float | None = Field(
         None, ge=0, le=1, description="probability of turning rows upside down; absent: 0.5 for one label in few cases"

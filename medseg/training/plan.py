@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medseg.augment import LIGHT, MIRROR, STRONG
+from medseg.augment import LIGHT, STRONG
 from medseg.case import Finding
 from medseg.case_measure import CaseMeasure
 from medseg.check import Examination
@@ -221,7 +221,7 @@ def _votes(measured: Fingerprint) -> str:
     others = others and f" (others: {others})"
     if not drawn:
         return f"native plane of {votes[plane]} of {cases}{others}"
-    return f"voxels are as long as wide, and the outlines of {votes[plane]} of {cases} were drawn in it{others}"
+    return f"the outlines of {votes[plane]} of {cases} were drawn in it, by their steps from slice to slice{others}"
 
 
 def _normalise(decisions: Decisions, measured: Fingerprint) -> None:
@@ -256,10 +256,11 @@ def _rounded(value: float, digits: int) -> float:
 def _augment(decisions: Decisions, measured: Fingerprint, preparation: Preparation) -> None:
     decisions.note("augment", "drawn anew for every slice of every epoch")
     unlike = unlike_sides(preparation.plane, decisions.config.labels, measured)
-    decisions.settle("augment.mirror", 0.0 if unlike else MIRROR, unlike or "left and right are taken to be alike")
     few = measured.cases < FEW_CASES
     usual = STRONG if few else LIGHT
     why = f"{measured.cases} training cases: {'few' if few else 'many'}, the border is {FEW_CASES}"
+    alike = f"{'left and right are taken to be alike; ' * few}{why}"
+    decisions.settle("augment.mirror", 0.0 if unlike else usual["mirror"], unlike or alike)
     for name in ("affine", "scaling", "elastic"):
         decisions.settle(f"augment.{name}", usual[name], why)
     decisions.settle("augment.mirror_rows", *_upside_down(len(decisions.config.labels), usual["mirror_rows"], why))

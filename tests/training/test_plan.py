@@ -95,6 +95,13 @@ def test_a_given_value_stays_and_its_line_says_what_was_measured(study: Path, fo
     assert said["train.precision"] == ""
 
 
+def test_slices_follow_the_references(study: Path, found: Examination) -> None:
+    plan = make_plan(open_settings(study), changed(found, lambda _, case: replace(case, drawn="coronal")))
+    assert plan.preparation.plane == "coronal"
+    why = "the outlines of 3 of 3 training cases were drawn in it, by their steps from slice to slice"
+    assert comments(plan)["prepare.plane"] == why
+
+
 def test_training_follows_the_plan_and_a_resumed_run_keeps_its_words(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
