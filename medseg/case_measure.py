@@ -20,6 +20,7 @@ from medseg.config.settings import Config, Plane
 from medseg.errors import InputError
 from medseg.facts import LabelFacts, ScanFacts, body_sample, label_facts, profile_of
 from medseg.grid import Grid, axis_of
+from medseg.pieces import boxes
 from medseg.reference import open_reference
 from medseg.scan import Scan, read
 from medseg.volume import UNANNOTATED, Mask, Volume
@@ -47,8 +48,8 @@ THICK = 1.25
 the spacing does not tell."""
 
 RAGGED = 1.5
-"""So many times the flicker across another plane shows that the reference was drawn in this one. Drawn slice by slice,
-it is many times (docs/benchmarks.md)."""
+"""So many times the flicker across the native plane shows that the reference was drawn in another: where people had
+drawn, it was four to five times that of a plane in which they had not (docs/benchmarks.md)."""
 
 FLICKERS = 10
 """Fewer flickering voxels than this tell nothing."""
@@ -194,11 +195,6 @@ def native_plane(scan: Scan, grid: Grid) -> Plane:
     return _NORMAL[axis_of(grid.orientation[axis])]
 
 
-def is_cubic(spacing: Sequence[float]) -> bool:
-    """Tell whether voxels are about as long as wide: no spacing exceeds the smallest by a quarter."""
-    return max(spacing) < THICK * min(spacing)
-
-
 def drawn_plane(labels: NDArray[Any], spacing: Sequence[float], native: Plane) -> Plane:
     """Return the plane that a reference was drawn in, slice by slice.
 
@@ -210,9 +206,9 @@ def drawn_plane(labels: NDArray[Any], spacing: Sequence[float], native: Plane) -
         spacing: of the voxels in mm.
         native: what is returned unless voxels are about as long as wide and the flicker is clear.
     """
-    if not is_cubic(spacing):
+    if max(spacing) >= THICK * min(spacing):
         return native
-    (box,) = ndimage.find_objects((labels > 0).view(np.uint8)) or (None,)
+    box = boxes((labels > 0).view(np.uint8)).get(1)
     if box is None:
         return native
     around = labels[tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)]
