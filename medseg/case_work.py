@@ -26,7 +26,7 @@ from medseg.errors import InputError, RunError
 from medseg.facts import ScanFacts, Seen, label_facts, scan_facts
 from medseg.grid import Grid
 from medseg.intensity import Statistics, measure
-from medseg.io.dicom_seg import write_dicom_seg
+from medseg.io.dicom_seg_write import write_dicom_seg
 from medseg.io.nifti import write_mask
 from medseg.io.rtstruct import write_rtstruct
 from medseg.postprocess import clean

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medseg.errors import UsageError
 from medseg.grid import Float, Grid
 from medseg.io import nifti
-from medseg.io.dicom_seg import write_dicom_seg
+from medseg.io.dicom_seg_write import write_dicom_seg
 from medseg.io.dicom_write import SeriesIdentity, write_series
 from medseg.io.rtstruct import write_rtstruct
 from medseg.volume import Labels, Mask, Volume

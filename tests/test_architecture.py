@@ -34,6 +34,7 @@ ROOMS = [
     ["fingerprint"],
     ["measured"],
     ["check"],
+    ["surfaces"],
     ["metrics"],
     ["statistics"],
     ["report"],

@@ -21,7 +21,7 @@ from medseg.config import ChannelConfig, Config
 from medseg.dataset import read_reference
 from medseg.errors import CODES
 from medseg.grid import Grid
-from medseg.io.dicom_seg import write_dicom_seg
+from medseg.io.dicom_seg_write import write_dicom_seg
 from medseg.io.rtstruct import write_rtstruct
 from medseg.scan import find_scans, read
 from medseg.volume import Labels, Mask

@@ -11,7 +11,8 @@ from scipy.spatial.distance import cdist
 
 from medseg.errors import MaskError
 from medseg.grid import AxisOrder, Grid
-from medseg.metrics import METRICS, LabelScores, score_case, score_missing, stack_axis, surface_distances
+from medseg.metrics import METRICS, LabelScores, score_case, score_missing, stack_axis
+from medseg.surfaces import surface_distances
 from medseg.volume import Labels, Mask
 
 TUMOUR = Labels({1: "tumour"})

@@ -14,7 +14,7 @@ from medseg.config import Config, DataConfig, parse
 from medseg.dataset import describe_labels, find_cases, read_reference
 from medseg.errors import InputError
 from medseg.grid import Grid
-from medseg.io.dicom_seg import write_dicom_seg
+from medseg.io.dicom_seg_write import write_dicom_seg
 from medseg.io.dicom_write import SeriesIdentity, write_series
 from medseg.io.rtstruct import write_rtstruct
 from medseg.phantom import make_study

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.metrics import Floats
+from medseg.surfaces import Floats
 from medseg.volume import Mask
 
 SHARES: Floats = np.arange(1, 61) / 40.0

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.grid import Grid
-from medseg.metrics import Bools, stack_axis
+from medseg.metrics import stack_axis
+from medseg.surfaces import Bools
 from medseg.volume import Mask, Volume
 
 Plane = NDArray[np.generic]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from medseg.metrics import Bools, Floats
 from medseg.pieces import boxes
+from medseg.surfaces import Bools, Floats
 from medseg.volume import Mask
 
 MIRRORED = ("left to right", "front to back", "head to feet")

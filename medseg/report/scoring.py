@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from scipy import ndimage
 
 from medseg.errors import MedsegError, UsageError
-from medseg.metrics import CaseScores, Floats, annotated_part, score_case, score_missing
+from medseg.metrics import CaseScores, annotated_part, score_case, score_missing
 from medseg.report.floor import location_curve
 from medseg.report.placement import other_places
 from medseg.report.provenance import content_hash
 from medseg.report.results import Refusal
+from medseg.surfaces import Floats
 from medseg.volume import Labels, Mask, Volume
 
 log = logging.getLogger(__name__)

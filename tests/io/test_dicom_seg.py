@@ -14,7 +14,8 @@ from pydicom.uid import RLELossless
 from medseg.errors import MaskError
 from medseg.grid import AxisOrder, Grid
 from medseg.io.dicom_objects import read_source
-from medseg.io.dicom_seg import read_dicom_seg, read_segments, segment_numbers, write_dicom_seg
+from medseg.io.dicom_seg import read_dicom_seg, read_segments, segment_numbers
+from medseg.io.dicom_seg_write import write_dicom_seg
 from medseg.scan import find_scans
 from medseg.volume import Labels, Mask
 from tests import phantoms
