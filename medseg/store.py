@@ -93,17 +93,26 @@ class Entry:
         return masks
 
     def slice(self, index: int, context: int) -> tuple[Tensor, Tensor]:
-        """Return one slice with its context.
+        """Return one slice with its context, as `cut_slice` does."""
+        return cut_slice(self.images(), self.masks(), index, context)
 
-        The files are opened for each call (0.1 ms): held open, a thousand cases would exceed the usual limit of files.
 
-        Returns:
-            Image `(m * (2 * context + 1), h, w)` float32 and labels `(h, w)` uint8.
-        """
-        first, last = context_span(index, index + 1, self.shape[0], context)
-        part = torch.from_numpy(self.images()[first:last].astype(np.float32))
-        labels = torch.from_numpy(np.array(self.masks()[index]))
-        return with_context(part, first, index, index + 1, context)[0], labels
+def cut_slice(images: NDArray[np.float16], masks: NDArray[np.uint8], index: int, context: int) -> tuple[Tensor, Tensor]:
+    """Return one slice of a case with its context.
+
+    Args:
+        images: of the case, as `Entry.images`.
+        masks: as `Entry.masks`.
+        index: of the slice.
+        context: neighbouring slices on each side.
+
+    Returns:
+        Image `(m * (2 * context + 1), h, w)` float32 and labels `(h, w)` uint8.
+    """
+    first, last = context_span(index, index + 1, len(images), context)
+    part = torch.from_numpy(images[first:last].astype(np.float32))
+    labels = torch.from_numpy(np.array(masks[index]))
+    return with_context(part, first, index, index + 1, context)[0], labels
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,11 +15,15 @@ from medseg.devices import choose_layout
 from medseg.errors import ConfigError
 from medseg.models import Network
 from medseg.slices import context_span, pad_to, with_context
-from medseg.store import Entry, SliceStore
+from medseg.store import Entry, SliceStore, cut_slice
 from medseg.training.ahead import Batch
 from medseg.training.sampling import SliceId, epoch_batches
 from medseg.training.team import ALONE, Team
 from medseg.volume import UNANNOTATED
+
+OPEN = 200
+"""Cases whose two files are held open: opening them takes as long as cutting the slice does four times over, and a
+process may usually have 1,024 files open."""
 
 
 class TrainingSlices:
@@ -47,7 +52,6 @@ class TrainingSlices:
             raise ConfigError("CONFIG-VALUE", "train.patch, train.batch_size", "are not set", advice)
         self._batch_size = config.batch_size
         self._team = team
-        self._store = store
         self._config = config
         self._context = context
         self._seed = seed
@@ -57,6 +61,7 @@ class TrainingSlices:
         self._slices = [SliceId(entry.case, index) for entry, index in drawn]
         self._foreground = [bool(entry.foreground[index]) for entry, index in drawn]
         self._drawn: tuple[int, list[list[SliceId]]] = (-1, [])
+        self._opened = lru_cache(OPEN)(lambda case: (store[case].images(), store[case].masks()))
 
     def _batches(self, epoch: int) -> list[list[SliceId]]:
         drawn = self._drawn  # one look: several threads make batches
@@ -90,7 +95,7 @@ class TrainingSlices:
         part = self._team.part(len(whole))
         for place in part or (0,):
             chosen = whole[place]
-            image, numbers = self._store[chosen.case].slice(chosen.index, self._context)
+            image, numbers = cut_slice(*self._opened(chosen.case), chosen.index, self._context)
             key = (self._seed, epoch, step, place)
             image, numbers = fit_patch(image, numbers, self._patch, random_state(*key, 0))
             image, numbers = self._augment.slice(image, numbers, (*key, 1))

@@ -8,6 +8,7 @@ which lie in the run folder, on a disk that all can reach.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -195,7 +196,9 @@ class _TrainingLogits(nn.Module):
 
 @contextmanager
 def joined(place: Place, device: torch.device) -> Iterator[Team]:
-    """Join the other processes for a while.
+    """Join the other processes for a while; once joined, a process stays so until it ends.
+
+    Who left and joined again could meet the store of the first time, while the first process waits at the second.
 
     Args:
         place: as the launcher says.
@@ -209,15 +212,29 @@ def joined(place: Place, device: torch.device) -> Iterator[Team]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(_own_gpu(place))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if not dist.is_initialized():
+        _meet(place)
+        atexit.register(dist.destroy_process_group)
+    try:
+        yield Team(place.rank, place.count)
+    except BaseException:
+        atexit.unregister(dist.destroy_process_group)  # others may wait for what never comes; the launcher ends them
+        raise
+
+
+def _meet(place: Place) -> None:
+    """Find the other processes.
+
+    Raises:
+        RunError: RUN-LAUNCH.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         where = place.address or None  # torch knows torchrun's own
         dist.init_process_group(backend, where, PATIENCE, rank=place.rank, world_size=place.count)
     except (RuntimeError, ValueError) as error:
         problem = f"process {place.rank} of {place.count} cannot join the others: {str(error).splitlines()[0]}"
         raise RunError("RUN-LAUNCH", "environment", problem, "Start it again with torchrun or srun.") from error
-    yield Team(place.rank, place.count)
-    dist.destroy_process_group()  # not after an error: the others may wait for what never comes; the launcher ends them
 
 
 def _own_gpu(place: Place) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -138,11 +140,33 @@ def test_the_2d_network_of_nnunet_can_be_built() -> None:
     network = UNet(
         1, 3, widths=(32, 64, 128, 256, 512, 512), norm="instance", activation="leaky_relu", deep_supervision=True
     )
-    kinds = [type(module) for module in network.enc1]
-    assert kinds == [nn.Conv2d, nn.InstanceNorm2d, nn.LeakyReLU] * 2
+    kinds = [nn.Conv2d, nn.InstanceNorm2d, nn.LeakyReLU] * 2
+    assert all(isinstance(module, kind) for module, kind in zip(network.enc1, kinds, strict=True))
     assert network.enc1[2].negative_slope == 0.01
     assert network.stride == 32
     assert len(network.training_logits(torch.randn(1, 1, 64, 64))) == 5  # final, aux2 ... aux5
+
+
+def test_instance_normalisation_learns_as_torchs_own_does() -> None:
+    """In training it is computed otherwise."""
+    torch.manual_seed(0)
+    ours = UNet(1, 2, widths=(4, 8), norm="instance", activation="leaky_relu").double()
+    theirs = copy.deepcopy(ours)
+    for name, module in list(theirs.named_modules()):
+        if isinstance(module, nn.InstanceNorm2d):
+            plain = nn.InstanceNorm2d(module.num_features, affine=True).double()
+            plain.load_state_dict(module.state_dict())
+            theirs.set_submodule(name, plain)
+    images = torch.randn(3, 1, 16, 12).double()
+    found = []
+    for network in (ours.train(), theirs.train()):
+        logits = network(images)
+        logits.square().mean().backward()
+        found.append((logits, [parameter.grad for parameter in network.parameters()]))
+    (logits, gradients), (wanted, wanted_gradients) = found
+    torch.testing.assert_close(logits, wanted)
+    torch.testing.assert_close(gradients, wanted_gradients)
+    torch.testing.assert_close(ours.eval()(images), wanted)
 
 
 def test_options_add_layers_only_where_asked() -> None:

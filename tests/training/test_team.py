@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
-import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +17,64 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medseg.config import TrainConfig
+from medseg.config import Config, TrainConfig
 from medseg.config.networks import UNetConfig
 from medseg.errors import MedsegError, RunError
 from medseg.models import build
 from medseg.training import train
 from medseg.training.loop import Fitted, LoopOptions, fit
+from medseg.training.run import TrainResult
 from medseg.training.state import seed_everything
 from medseg.training.team import ALONE, Place, Team, joined, place_of
 from medseg.volume import UNANNOTATED
 from tests.studies import nifti_study, settings
 from tests.training.test_loop import CPU, Blobs, Stop, dice, equal, stop_after
 
-FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+TOGETHER = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="the system cannot fork"
+)
 
 LONGEST_S = 120.0
 
 
 def together(work: Callable[[], Any], folder: Path, count: int = 2) -> list[Any]:
-    """Call a function in processes that a launcher would have started; return what each gave, or raised."""
+    """Call a function in processes that a launcher would have started; return what each gave, or raised.
+
+    They are forked from a process that has imported everything and run nothing: a fork of this one could stand still
+    at a lock that one of its threads held.
+
+    Args:
+        work: can be pickled.
+        folder: gets `result-<rank>`.
+        count: of the processes.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if child == 0:
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-            os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}})
-            torch.set_num_threads(1)  # the pool of threads stayed with the parent
-            try:
-                result: Any = work()
-            except Exception as error:  # noqa: BLE001  it is the result
-                result = error
-            (folder / f"result-{rank}").write_bytes(pickle.dumps(result))
-            os._exit(0)
-        children.append(child)
+    names = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    members = [
+        context.Process(target=_member, args=(work, folder, {**names, "RANK": rank, "LOCAL_RANK": rank}), daemon=True)
+        for rank in range(count)
+    ]
+    for member in members:
+        member.start()
     ends = time.monotonic() + LONGEST_S
-    for child in children:
-        while os.waitpid(child, os.WNOHANG)[0] == 0:
-            if time.monotonic() > ends:
-                os.kill(child, signal.SIGKILL)
-            time.sleep(0.02)
+    for rank, member in enumerate(members):
+        member.join(max(0.0, ends - time.monotonic()))
+        assert member.exitcode == 0, f"process {rank}: exit code {member.exitcode} after at most {LONGEST_S:g} s"
     return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(count)]
+
+
+def _member(work: Callable[[], Any], folder: Path, environment: Mapping[str, object]) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    try:
+        result: Any = work()
+    except Exception as error:  # noqa: BLE001  it is the result
+        result = error
+    (folder / f"result-{environment['RANK']}").write_bytes(pickle.dumps(result))
 
 
 class Part(Blobs):
@@ -86,38 +102,38 @@ def learn(folder: Path, team: Team, **changes: Any) -> Fitted:
     return fit(network, Part(team), dice, TrainConfig(**values), places)
 
 
-@FORK
+def _learn_together(folder: Path, loss: str) -> Fitted:
+    with joined(place_of(), CPU) as team:
+        assert team.count == 2
+        return learn(folder, team, loss=loss)
+
+
+@TOGETHER
 @pytest.mark.parametrize("loss", ["dice_cross_entropy", "cross_entropy"])
 def test_two_learn_what_one_learns(tmp_path: Path, loss: str) -> None:
     alone = learn(tmp_path / "alone", ALONE, loss=loss)
-
-    def work() -> Fitted:
-        with joined(place_of(), CPU) as team:
-            assert team.count == 2
-            return learn(tmp_path / "two", team, loss=loss)
-
-    first, second = together(work, tmp_path)
+    first, second = together(partial(_learn_together, tmp_path / "two", loss), tmp_path)
     assert equal(first.weights, second.weights)
     for name, value in alone.weights.items():
         torch.testing.assert_close(first.weights[name], value, rtol=1e-4, atol=1e-5)
     assert [row.loss for row in first.epochs] == pytest.approx([row.loss for row in alone.epochs], rel=1e-5)
 
 
-@FORK
+def _learn_whole_and_cut(folder: Path) -> tuple[Fitted, Fitted]:
+    changes: dict[str, Any] = {"dropout": 0.3, "optimizer": "adamw", "learning_rate": 0.01}
+    with joined(place_of(), CPU) as team:
+        whole = learn(folder / "whole", team, **changes)
+        with pytest.raises(Stop):
+            learn(folder / "cut", team, watch=stop_after(2), **changes)
+        torch.rand(7 + team.rank)
+        team.gather(None)  # the first one has written its checkpoint
+        return whole, learn(folder / "cut", team, resume=True, **changes)
+
+
+@TOGETHER
 def test_two_that_were_stopped_go_on_as_if_they_had_not_been(tmp_path: Path) -> None:
     """With dropout: each process has random numbers of its own."""
-
-    def work() -> tuple[Fitted, Fitted]:
-        with joined(place_of(), CPU) as team:
-            whole = learn(tmp_path / "whole", team, dropout=0.3, optimizer="adamw", learning_rate=0.01)
-            with pytest.raises(Stop):
-                learn(tmp_path / "cut", team, dropout=0.3, optimizer="adamw", learning_rate=0.01, watch=stop_after(2))
-            torch.rand(7 + team.rank)
-            team.gather(None)  # the first one has written its checkpoint
-            options = {"dropout": 0.3, "optimizer": "adamw", "learning_rate": 0.01, "resume": True}
-            return whole, learn(tmp_path / "cut", team, **options)
-
-    results = together(work, tmp_path)
+    results = together(partial(_learn_whole_and_cut, tmp_path), tmp_path)
     for whole, resumed in results:
         assert equal(whole.weights, resumed.weights)
         assert [row.loss for row in whole.epochs] == [row.loss for row in resumed.epochs]
@@ -126,20 +142,21 @@ def test_two_that_were_stopped_go_on_as_if_they_had_not_been(tmp_path: Path) -> 
     assert [row.loss for row in first.epochs] == [row.loss for row in second.epochs]
 
 
-@FORK
+def _train_twice(config: Config, run: Path) -> tuple[TrainResult, str, int]:
+    """Return the result, the code of training there again without asking to resume, and how often it was told."""
+    told: list[str] = []
+    first = train(config, run, watch=lambda *args: told.append(args[0]))
+    assert isinstance(first, TrainResult)
+    return first, _code(lambda: train(config, run)), len(told)
+
+
+@TOGETHER
 def test_one_run_folder_whatever_the_number_of_processes(tmp_path: Path) -> None:
     study = nifti_study(tmp_path / "study")
     config = settings(study, epochs=2, optimizer="sgd", learning_rate=0.05)
     alone = train(config, tmp_path / "alone")
-
-    def work() -> Any:
-        told: list[str] = []
-        first = train(config, tmp_path / "two", watch=lambda *args: told.append(args[0]))
-        again = [_code(lambda: train(config, tmp_path / "two"))]  # not asked to resume
-        return first, again, len(told)
-
-    (first, again, told), (second, also, silence) = together(work, tmp_path)
-    assert (again, also) == (["RUN-RESUME"], ["RUN-RESUME"])
+    (first, again, told), (second, also, silence) = together(partial(_train_twice, config, tmp_path / "two"), tmp_path)
+    assert (again, also) == ("RUN-RESUME", "RUN-RESUME")
     assert told > 0
     assert silence == 0
     assert first.report.mean_dice == second.report.mean_dice
