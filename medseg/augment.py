@@ -24,7 +24,6 @@ from monai.transforms.spatial.array import Flip, Rand2DElastic, RandAffine, Rand
 from torch import Tensor
 
 from medseg.config.settings import AugmentConfig
-from medseg.volume import UNANNOTATED
 
 SHIFT = 0.1
 """Largest shift that goes with rotation and scaling, as a share of the slice's size: patches are cut at random places
@@ -152,7 +151,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def fit_patch(
-    image: Tensor, labels: Tensor, patch: tuple[int, int], rng: Random, on_foreground: bool = False
+    image: Tensor, labels: Tensor, patch: tuple[int, int], rng: Random, label: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cut or pad one slice to the size of a patch.
 
@@ -161,14 +160,14 @@ def fit_patch(
         labels: `(h, w)`.
         patch: rows and columns wanted.
         rng: chooses the place.
-        on_foreground: whether the patch holds a foreground pixel, drawn evenly among all of the slice; no matter for a
-            slice without.
+        label: the patch holds a pixel of it, drawn evenly among all of the slice; no matter for a slice without, or
+            when None.
 
     Returns:
         Image `(c, *patch)` and labels `(*patch)`. Where the slice is smaller it stands in the middle; around it each
         channel's lowest value goes on (air, or the low end of the window) and background.
     """
-    pixels = torch.nonzero((labels > 0) & (labels != UNANNOTATED)) if on_foreground else labels.new_empty((0, 2))
+    pixels = labels.new_empty((0, 2)) if label is None else torch.nonzero(labels == label)
     seen = [int(x) for x in pixels[rng.randint(len(pixels))]] if len(pixels) else None
     window = tuple(
         slice(start, start + size)

@@ -74,13 +74,9 @@ class Entry:
     slices: Mapping[int, tuple[int, ...]]
     blank: tuple[int, ...] = ()
 
-    @property
-    def foreground(self) -> NDArray[np.bool_]:
-        """Whether each slice holds any label: `(n,)`."""
-        holds = np.zeros(self.shape[0], dtype=bool)
-        for indices in self.slices.values():
-            holds[list(indices)] = True
-        return holds
+    def labels(self, index: int) -> tuple[int, ...]:
+        """Return the numbers of the labels that stand in a slice."""
+        return tuple(number for number, indices in self.slices.items() if index in indices)
 
     def images(self) -> NDArray[np.float16]:
         """The prepared slices `(n, m, h, w)`, memory-mapped read-only."""

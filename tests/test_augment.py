@@ -225,10 +225,11 @@ def test_a_patch_is_the_slice_cut_and_padded(h: int, w: int, rows: int, columns:
 
 @settings(max_examples=40)
 @given(row=st.integers(0, 39), column=st.integers(0, 29), key=st.integers(0, 1000))
-def test_a_patch_on_foreground_holds_some(row: int, column: int, key: int) -> None:
+def test_a_patch_over_a_label_holds_some_of_it(row: int, column: int, key: int) -> None:
     labels = torch.zeros(40, 30, dtype=torch.uint8)
+    labels[:20] = 1
     labels[row, column] = 3
-    _, cut = fit_patch(labels.float()[None], labels, (12, 14), random_state(key), on_foreground=True)
+    _, cut = fit_patch(labels.float()[None], labels, (12, 14), random_state(key), label=3)
     assert (cut == 3).sum() == 1
 
 
@@ -237,5 +238,5 @@ def test_patches_come_from_everywhere() -> None:
     image = torch.arange(100.0).reshape(1, 10, 10)
     corners = {int(fit_patch(image, labels, (8, 8), random_state(n))[0][0, 0, 0]) for n in range(200)}
     assert corners == {10 * r + c for r in range(3) for c in range(3)}
-    on_foreground = fit_patch(image, labels, (8, 8), random_state(1), on_foreground=True)  # none there: anywhere
-    assert on_foreground[0].shape == (1, 8, 8)
+    anywhere, _ = fit_patch(image, labels, (8, 8), random_state(1), label=1)  # it does not stand there
+    assert anywhere.shape == (1, 8, 8)

@@ -84,7 +84,7 @@ def test_a_slice_is_what_prediction_would_see(cases: list[Case], tmp_path: Path)
 def test_it_knows_which_slices_hold_what(cases: list[Case], tmp_path: Path) -> None:
     entry = build(cases, tmp_path / "store")["a"]
     assert entry.slices == {1: (1, 2), 2: (2,)}
-    assert entry.foreground.tolist() == [False, True, True, False, False]
+    assert [entry.labels(n) for n in range(5)] == [(), (1,), (1, 2), (), ()]
     assert entry.images().shape == entry.shape
     assert entry.images().dtype == np.float16
     assert not entry.images().flags.writeable
@@ -262,7 +262,7 @@ def test_slices_without_annotation_are_known_and_are_no_foreground(tmp_path: Pat
         store = build_store([case], tmp_path / "store", PREPARATION, reader, SETTINGS)
         assert store["a"].blank == (0, 3)
         assert store["a"].slices == {1: (1, 2)}
-        assert store["a"].foreground.tolist() == [False, True, True, False, False]
+        assert [store["a"].labels(n) for n in range(5)] == [(), (1,), (1,), (), ()]
         assert UNANNOTATED in store["a"].slice(2, 1)[1]
 
 

@@ -138,7 +138,11 @@ class TrainConfig(Settings):
         None, description="rows and columns of a training slice, cut or padded; fitted to the cases when absent"
     )
     foreground: float | None = Field(
-        0.5, ge=0, le=1, description="share of a batch drawn from slices with foreground; as they come when absent"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of a batch drawn for a label, for each as often however rare it is: slices that hold it, "
+        "their patch over a pixel of it; slices as they come when absent",
     )
     loss: Literal["cross_entropy", "dice_cross_entropy", "dice", "bce", "dice_bce"] = Field(
         "dice_cross_entropy", description="bce forms belong to a network with one output channel"

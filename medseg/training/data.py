@@ -17,7 +17,7 @@ from medseg.models import Network
 from medseg.slices import context_span, pad_to, with_context
 from medseg.store import Entry, SliceStore, cut_slice
 from medseg.training.ahead import Batch
-from medseg.training.sampling import SliceId, epoch_batches
+from medseg.training.sampling import Drawn, SliceId, epoch_batches
 from medseg.training.team import ALONE, Team
 from medseg.volume import UNANNOTATED
 
@@ -58,18 +58,16 @@ class TrainingSlices:
         self._augment = Augment(augment)
         self._patch = config.patch
         drawn = [(entry, i) for entry in store for i in np.setdiff1d(np.arange(entry.shape[0]), entry.blank).tolist()]
-        self._slices = [SliceId(entry.case, index) for entry, index in drawn]
-        self._foreground = [bool(entry.foreground[index]) for entry, index in drawn]
-        self._drawn: tuple[int, list[list[SliceId]]] = (-1, [])
+        self._slices = {SliceId(entry.case, index): entry.labels(index) for entry, index in drawn}
+        self._drawn: tuple[int, list[list[Drawn]]] = (-1, [])
         self._opened = lru_cache(OPEN)(lambda case: (store[case].images(), store[case].masks()))
 
-    def _batches(self, epoch: int) -> list[list[SliceId]]:
+    def _batches(self, epoch: int) -> list[list[Drawn]]:
         drawn = self._drawn  # one look: several threads make batches
         if drawn[0] != epoch:
             config = self._config
             batches = epoch_batches(
                 self._slices,
-                self._foreground,
                 batch_size=self._batch_size,
                 share=config.foreground,
                 steps=config.steps_per_epoch,
@@ -94,10 +92,10 @@ class TrainingSlices:
         whole = self._batches(epoch)[step]
         part = self._team.part(len(whole))
         for place in part or (0,):
-            chosen = whole[place]
+            chosen, label = whole[place]
             image, numbers = cut_slice(*self._opened(chosen.case), chosen.index, self._context)
             key = (self._seed, epoch, step, place)
-            image, numbers = fit_patch(image, numbers, self._patch, random_state(*key, 0))
+            image, numbers = fit_patch(image, numbers, self._patch, random_state(*key, 0), label)
             image, numbers = self._augment.slice(image, numbers, (*key, 1))
             images.append(image)
             labels.append(numbers if part else torch.full_like(numbers, UNANNOTATED))

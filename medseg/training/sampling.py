@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,23 +20,29 @@ class SliceId:
     index: int
 
 
+class Drawn(NamedTuple):
+    """One slice of a batch, and the label that its patch shall show; None where it may lie anywhere."""
+
+    slice: SliceId
+    label: int | None
+
+
 def epoch_batches(
-    slices: Sequence[SliceId],
-    foreground: Sequence[bool],
+    slices: Mapping[SliceId, Collection[int]],
     *,
     batch_size: int,
     share: float | None,
     steps: int | None,
     seed: int,
     epoch: int,
-) -> list[list[SliceId]]:
+) -> list[list[Drawn]]:
     """Draw the batches of one epoch.
 
     Args:
-        slices: all training slices.
-        foreground: for each, whether a label stands in it.
+        slices: all training slices, with the numbers of the labels that stand in each.
         batch_size: slices in a batch; the last batch of an epoch may be smaller.
-        share: part of each batch drawn from slices with foreground; None takes every slice once, in random order.
+        share: part of each batch drawn for a label, every label as often as the others however rare it is; None takes
+            every slice once, in random order.
         steps: batches in the epoch; as many as take every slice once when None.
         seed: of the run.
         epoch: its number.
@@ -44,23 +51,27 @@ def epoch_batches(
         Lists of slices. Without replacement until a pool is used up, then it starts anew.
     """
     rng = np.random.default_rng([seed, epoch])
-    with_foreground = np.flatnonzero(np.asarray(foreground, dtype=bool))
-    everything = np.arange(len(slices))
-    total = len(slices) if steps is None else steps * batch_size
+    names = list(slices)
+    pools = {number: np.flatnonzero([number in own for own in slices.values()]) for number in _labels(slices)}
+    total = len(names) if steps is None else steps * batch_size
     sizes = [min(batch_size, total - start) for start in range(0, total, batch_size)]
-    wanted = _rich_sizes(sizes, share if share is not None and len(with_foreground) else 0.0)
-    rich = _draw(with_foreground, sum(wanted), rng)
-    plain = _draw(everything, total - sum(wanted), rng)
-    batches = []
-    for size, rich_size in zip(sizes, wanted, strict=True):
-        chosen, rich = rich[:rich_size], rich[rich_size:]
-        others, plain = plain[: size - rich_size], plain[size - rich_size :]
-        batches.append([slices[number] for number in np.concatenate([chosen, others])])
-    return batches
+    wanted = _rich_sizes(sizes, share if share is not None and pools else 0.0)
+    labels = _draw(np.array(list(pools), dtype=np.int64), sum(wanted), rng).tolist()
+    of_label = {number: iter(_draw(pool, labels.count(number), rng).tolist()) for number, pool in pools.items()}
+    rich = iter([Drawn(names[next(of_label[number])], number) for number in labels])
+    plain = (Drawn(names[place], None) for place in _draw(np.arange(len(names)), total - sum(wanted), rng).tolist())
+    return [
+        [*islice(rich, rich_size), *islice(plain, size - rich_size)]
+        for size, rich_size in zip(sizes, wanted, strict=True)
+    ]
+
+
+def _labels(slices: Mapping[SliceId, Collection[int]]) -> list[int]:
+    return sorted({number for own in slices.values() for number in own})
 
 
 def _rich_sizes(sizes: Sequence[int], share: float) -> list[int]:
-    """Return how many slices of each batch are drawn from those with foreground.
+    """Return how many slices of each batch are drawn for a label.
 
     The running total is rounded, not each batch: rounded alone, half of a batch of 1 would always be 0, of 3 always 2.
     """

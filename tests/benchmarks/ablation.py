@@ -2,8 +2,9 @@
 
     python tests/benchmarks/ablation.py hippocampus.yaml sarcoma.yaml --steps 600 --seeds 0 1 --cores 0 1 -o OUT
 
-Each run takes the same number of slices, validates once, at its end (so that no epoch is chosen on the cases that it is
-scored on), and has one thread on a core of its own. Its score is the mean Dice of the held-out cases on their own grids.
+Each run takes the same number of slices, validates once, at its end (so that no epoch is chosen on the cases that it
+is scored on), and has one thread on a core of its own. Its score is the mean Dice of the held-out cases on their own
+grids.
 Finished runs are kept: the same command again adds what is missing.
 """
 

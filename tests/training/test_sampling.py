@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg.training.sampling import SliceId, epoch_batches
+from medseg.training.sampling import Drawn, SliceId, epoch_batches
 
 SLICES = [SliceId(f"case{n // 10}", n % 10) for n in range(30)]
-FOREGROUND = [n % 10 in (4, 5) for n in range(30)]  # 6 of 30
+FOREGROUND = {one: (1,) if one.index in (4, 5) else () for one in SLICES}  # 6 of 30
 
 
-def draw(foreground: list[bool] = FOREGROUND, **changes: Any) -> list[list[SliceId]]:
+def drawn(labels: Mapping[SliceId, Collection[int]] = FOREGROUND, **changes: Any) -> list[list[Drawn]]:
     settings = {"batch_size": 4, "share": None, "steps": None, "seed": 0, "epoch": 0, **changes}
-    return epoch_batches(SLICES[: len(foreground)], foreground, **settings)
+    return epoch_batches(labels, **settings)
+
+
+def draw(labels: Mapping[SliceId, Collection[int]] = FOREGROUND, **changes: Any) -> list[list[SliceId]]:
+    return [[one.slice for one in batch] for batch in drawn(labels, **changes)]
 
 
 def rich(batches: list[list[SliceId]]) -> int:
-    return sum(FOREGROUND[SLICES.index(one)] for batch in batches for one in batch)
+    return sum(bool(FOREGROUND[one]) for batch in batches for one in batch)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 500), st.sampled_from([None, 0.0, 0.3, 0.5, 1.0]))
@@ -77,5 +82,26 @@ def test_rich_slices_return_only_after_all_came() -> None:
 
 
 def test_a_study_without_foreground_still_trains() -> None:
-    batches = draw([False] * 30, share=0.5)
+    batches = draw(dict.fromkeys(SLICES, ()), share=0.5)
     assert sorted(one for batch in batches for one in batch) == SLICES
+
+
+def test_a_rare_label_is_drawn_as_often_as_the_others() -> None:
+    labels = {one: (1, 2) if one == SLICES[7] else (1,) for one in SLICES}  # an organ everywhere, a tumour in one slice
+    batches = drawn(labels, batch_size=8, share=0.5, steps=50)
+    counts = Counter(one.label for batch in batches for one in batch)
+    assert counts == {None: 200, 1: 100, 2: 100}
+    assert {one.slice for batch in batches for one in batch if one.label == 2} == {SLICES[7]}
+    for batch in batches:
+        assert Counter(one.label for one in batch) == {None: 4, 1: 2, 2: 2}
+
+
+@given(st.integers(0, 100), st.sampled_from([0.3, 0.5, 1.0]))
+def test_what_is_drawn_for_a_label_holds_it(epoch: int, share: float) -> None:
+    labels = {one: tuple(number for number in (1, 2, 3) if one.index % (number + 1) == 0) for one in SLICES}
+    for batch in drawn(labels, epoch=epoch, share=share, batch_size=7):
+        assert all(one.label is None or one.label in labels[one.slice] for one in batch)
+
+
+def test_without_a_share_patches_lie_anywhere() -> None:
+    assert {one.label for batch in drawn(share=None) for one in batch} == {None}

@@ -54,12 +54,12 @@ def test_slices_without_annotation_are_never_drawn(tmp_path: Path, share: float 
             assert images.shape == (4, 1, 8, 8)
 
 
-def test_a_patch_on_foreground_is_not_put_on_what_nobody_annotated() -> None:
+def test_a_patch_over_a_label_is_not_put_on_what_nobody_annotated() -> None:
     labels = torch.full((40, 40), UNANNOTATED, dtype=torch.uint8)
     labels[30:, :] = 0
     labels[33, 7] = 1
     for seed in range(20):
-        _, cut = fit_patch(labels[None].float(), labels, (6, 6), random_state(seed), on_foreground=True)
+        _, cut = fit_patch(labels[None].float(), labels, (6, 6), random_state(seed), label=1)
         assert bool((cut == 1).any())
 
 
