@@ -132,7 +132,9 @@ class TrainConfig(Settings):
         None, ge=1, description="steps in an epoch; when absent, as `budget` wants them, else every slice once"
     )
     batch_size: int | None = Field(
-        None, ge=1, description="slices in a step; when absent 12, or as many as fit into the memory of the device"
+        None,
+        ge=1,
+        description="slices in a step; when absent 12 (4 of many cases on a processor), or as many as fit into memory",
     )
     patch: tuple[int, int] | None = Field(
         None, description="rows and columns of a training slice, cut or padded; fitted to the cases when absent"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseg.io.free import free_memory
 from medseg.models import Network
 from medseg.training.losses import build_loss, supervised_loss
 
 USUAL = 12
-"""Slices in a step where memory does not decide: what the default recipe was measured with."""
+"""Slices in a step where memory does not decide."""
+
+SMALL = 4
+"""The same for many training cases on a processor, where a slice costs as much in any batch: three times the steps in
+the same time (docs/benchmarks.md, "How many slices make a step")."""
 
 SMALLER = (8, 6, 4, 3, 2, 1)
 
@@ -23,10 +27,31 @@ COPIES = 5
 """Of the weights: themselves, gradients, two moments of Adam, the moving average."""
 
 
+def usual_batch(network: Network, many: bool, device: torch.device) -> tuple[int, str]:
+    """Return the slices of a step where memory does not decide, and why they are not `USUAL`.
+
+    Args:
+        network: normalising by batch, it needs several slices to do so.
+        many: whether there are many training cases; of few, more steps in the same time were no better.
+        device: that will train; on a GPU, small batches leave most of it idle.
+    """
+    by_batch = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    if not many or by_batch or device.type != "cpu":
+        return USUAL, ""
+    return SMALL, "a slice costs a processor the same in any batch, and many cases are learned sooner in more steps"
+
+
 def fitting_batch(
-    network: Network, patch: tuple[int, int], loss: str, dtype: torch.dtype, device: torch.device, processes: int = 1
+    network: Network,
+    patch: tuple[int, int],
+    loss: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    usual: int = USUAL,
+    processes: int = 1,
 ) -> tuple[int, str]:
-    """Return the slices of a step that fit into the free memory of a device, at most `USUAL`, and what they take.
+    """Return the slices of a step that fit into the free memory of a device, at most `usual`, and what they take.
 
     Args:
         network: on any device; it stays as it is.
@@ -34,14 +59,15 @@ def fitting_batch(
         loss: its name.
         dtype: of the arithmetic.
         device: that will train.
+        usual: slices, where they fit.
         processes: that share a step, each with a device of its own.
     """
     weights = COPIES * sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     one, two = (kept_bytes(network, slices, patch, loss, dtype) for slices in (1, 2))
     free = _free(device)
     if free is None:
-        return USUAL, "the free memory is not known here"
-    for size in (USUAL, *SMALLER):
+        return usual, "the free memory is not known here"
+    for size in (usual, *[size for size in SMALLER if size < usual]):
         needed = weights + one + (-(-size // processes) - 1) * (two - one)
         if needed <= USABLE * free:
             break

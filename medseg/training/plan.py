@@ -28,7 +28,7 @@ from medseg.grid import axis_of
 from medseg.models import Network, UNet, build
 from medseg.models.network import describe
 from medseg.preparation import PLANES, Preparation, decide, usual_normalisation
-from medseg.training.batch_size import USUAL, fitting_batch
+from medseg.training.batch_size import USUAL, fitting_batch, usual_batch
 from medseg.training.decisions import Decisions, shown, value_of
 from medseg.training.losses import build_loss
 from medseg.training.sides import unlike_sides
@@ -67,8 +67,9 @@ SMALLEST_MAP = 4
 more padding than image (nnU-Net's limit too, Isensee 2021). It scored higher in equal time (docs/benchmarks.md)."""
 
 FEW_CASES = 50
-"""Below, slices are changed strongly: twenty patients are soon learned by heart, while with many cases strong changes
-only slow learning down. The border itself is a judgement (docs/benchmarks.md, "Augmentation")."""
+"""Below, slices are changed strongly, and a step has many: twenty patients are soon learned by heart, while with many
+cases strong changes and few steps only slow learning down. The border itself is a judgement (docs/benchmarks.md,
+"Augmentation", "How many slices make a step")."""
 
 OBLONG = 1.25
 """From this ratio of its sides on a pixel counts as oblong: 20 degrees then tilt a shape in mm by 5 more or less."""
@@ -154,7 +155,7 @@ def make_plan(
         bf16 = choose_precision(decisions.config.train.precision, device) == torch.bfloat16
         why = f"the {device.type} {'computes' if bf16 else 'does not compute'} in bf16"
         decisions.settle("train.precision", "bf16" if bf16 else "fp32", why)
-    _batch(decisions, network, device)
+    _batch(decisions, network, device, many=measured.cases >= FEW_CASES)
     _training(decisions, measured, preparation, slices)
     warnings = tuple(_warnings(decisions.config, measured, preparation))
     return Plan(decisions.config, decisions.reasons, warnings, measured, preparation, out_channels, slices)
@@ -331,18 +332,21 @@ def _patch(decisions: Decisions, size: tuple[float, float], stride: int) -> None
     decisions.settle("train.patch", patch, f"{part} of {size[0]:g} x {size[1]:g}, in multiples of {stride}")
 
 
-def _batch(decisions: Decisions, network: Network, device: torch.device | None) -> None:
+def _batch(decisions: Decisions, network: Network, device: torch.device | None, many: bool) -> None:
     """Settle how many slices make a step: as usual, or what fits into the memory of the device."""
     train = decisions.config.train
-    if train.batch_size is not None or device is None or train.patch is None:
-        usual = train.batch_size in (USUAL, None)
-        fewer = ", fewer where they do not fit into memory" if train.batch_size is None else ""
-        decisions.note("train.batch_size", f"slices in a step{fewer}" if usual else f"as set; usual are {USUAL}")
+    usual, why = usual_batch(network, many, device or torch.device("cpu"))
+    if train.batch_size not in (usual, None):
+        decisions.note("train.batch_size", f"as set; usual are {usual}")
         return
-    dtype = choose_precision(train.precision, device)
-    size, needs = fitting_batch(network, train.patch, train.loss, dtype, device, place_of().count)
-    decisions.fill("train.batch_size", size)
-    decisions.note("train.batch_size", f"slices in a step{'' if size == USUAL else f', the most that fits: {needs}'}")
+    if train.batch_size is None and device is not None and train.patch is not None:
+        place = train.patch, train.loss, choose_precision(train.precision, device), device
+        size, needs = fitting_batch(network, *place, usual=usual, processes=place_of().count)
+        decisions.fill("train.batch_size", size)
+        why = why if size == usual else f"the most that fits: {needs}"
+    if decisions.config.train.batch_size is None:
+        why = f"{usual} on a processor, {USUAL} on a GPU, fewer where they do not fit into memory"
+    decisions.note("train.batch_size", ", ".join(filter(None, ("slices in a step", why))))
 
 
 def _training(decisions: Decisions, measured: Fingerprint, preparation: Preparation, slices: int) -> None:

@@ -243,9 +243,15 @@ def test_few_cases_are_changed_strongly_and_many_lightly(study: Path, found: Exa
     names = [f"{name}-{copy}" for copy in range(20) for name in found.measures]
     measures = {name: replace(found.measures[name.rsplit("-", 1)[0]], id=name) for name in names}
     many = replace(found, measures=measures, split=Split(tuple(names), ()))
-    plan = make_plan(open_settings(study), many)
+    plan = make_plan(open_settings(study, batch_size=None), many)
     assert [getattr(plan.config.augment, name) for name in LIGHT] == list(LIGHT.values())
     assert "many" in plan.reasons["augment.affine"]
+    assert plan.config.train.batch_size is None  # without a device
+    assert plan.reasons["train.batch_size"].startswith("slices in a step, 4 on a processor, 12 on a GPU")
+    here = make_plan(open_settings(study, batch_size=None), many, torch.device("cpu"))
+    assert here.config.train.batch_size == 4
+    again = make_plan(here.config, many, torch.device("cpu"))
+    assert again.reasons["train.batch_size"] == here.reasons["train.batch_size"]
 
 
 def test_several_labels_are_not_turned_upside_down() -> None:
