@@ -15,8 +15,11 @@ USUAL = 12
 """Slices in a step where memory does not decide."""
 
 SMALL = 4
-"""The same for many training cases on a processor, where a slice costs as much in any batch: three times the steps in
-the same time (docs/benchmarks.md, "How many slices make a step")."""
+"""The same for many training cases on a processor of few cores, where a slice costs little more in a small batch: up to
+three times the steps in the same time (docs/benchmarks.md, "How many slices make a step")."""
+
+FEW_CORES = 2
+"""More have too little to share in a small batch."""
 
 SMALLER = (8, 6, 4, 3, 2, 1)
 
@@ -27,18 +30,19 @@ COPIES = 5
 """Of the weights: themselves, gradients, two moments of Adam, the moving average."""
 
 
-def usual_batch(network: Network, many: bool, device: torch.device) -> tuple[int, str]:
+def usual_batch(network: Network, many: bool, device: torch.device, cores: int) -> tuple[int, str]:
     """Return the slices of a step where memory does not decide, and why they are not `USUAL`.
 
     Args:
         network: normalising by batch, it needs several slices to do so.
         many: whether there are many training cases; of few, more steps in the same time were no better.
         device: that will train; on a GPU, small batches leave most of it idle.
+        cores: of the processor, that share a step.
     """
     by_batch = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    if not many or by_batch or device.type != "cpu":
+    if not many or by_batch or device.type != "cpu" or cores > FEW_CORES:
         return USUAL, ""
-    return SMALL, "a slice costs a processor the same in any batch, and many cases are learned sooner in more steps"
+    return SMALL, "a small batch costs few cores little more for a slice, and more steps teach many cases sooner"
 
 
 def fitting_batch(

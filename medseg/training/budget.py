@@ -36,8 +36,9 @@ SHORTEST_EPOCH_S = 10.0
 LEAST_STEPS = 50
 """With fewer steps no network has learned anything: the learning rate alone takes a twentieth of them to rise."""
 
-SPARE = 0.02
-"""Share of the budget kept back, since it is to be an upper bound: start of threads, pictures, a cold disk."""
+SPARE = 0.05
+"""Share of the budget kept back, since it is to be an upper bound: start of threads, pictures, a cold disk, and a
+machine that is slower in the long run than in the seconds of a rehearsal."""
 
 MOST_SCORED = 8
 """Cases scored in a rehearsal: enough to tell what a case costs from what a report costs."""
@@ -90,14 +91,14 @@ def within_budget(budget: str, left_s: float, pace: Pace, config: TrainConfig) -
     round_s = pace.close_s + pace.validation_s / config.validate_every
     epochs = config.epochs or _epochs(left, round_s, pace.step_s, config.steps_per_epoch)
     steps = config.steps_per_epoch or int((left / epochs - round_s) / pace.step_s)
-    needed = max(LEAST_STEPS * pace.step_s + round_s, epochs * (steps * pace.step_s + round_s))
+    needed = max(LEAST_STEPS * pace.step_s + round_s, epochs * (max(1, steps) * pace.step_s + round_s))
     if steps < 1 or epochs * steps < LEAST_STEPS or needed > left:
         problem = (
             f"{budget} leaves {max(0, left):.0f} s to train, after reading the scans and without the "
             f"{pace.scoring_s:.0f} s that the final scoring takes; a step takes {pace.step_s:.2g} s, a validation "
             f"{pace.validation_s:.2g} s, and fewer than {LEAST_STEPS} steps teach a network nothing"
         )
-        least = written(1.1 * (seconds(budget) - left + needed))
+        least = written(1.1 * (seconds(budget) + (needed - left) / (1 - SPARE)))
         raise RunError("RUN-BUDGET", "budget", problem, f"Give budget={least} or more, or a smaller network.")
     return config.model_copy(update={"epochs": epochs, "steps_per_epoch": steps})
 

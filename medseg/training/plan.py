@@ -335,17 +335,18 @@ def _patch(decisions: Decisions, size: tuple[float, float], stride: int) -> None
 def _batch(decisions: Decisions, network: Network, device: torch.device | None, many: bool) -> None:
     """Settle how many slices make a step: as usual, or what fits into the memory of the device."""
     train = decisions.config.train
-    usual, why = usual_batch(network, many, device or torch.device("cpu"))
+    processes = place_of().count
+    usual, why = usual_batch(network, many, device or torch.device("cpu"), processes * torch.get_num_threads())
     if train.batch_size not in (usual, None):
         decisions.note("train.batch_size", f"as set; usual are {usual}")
         return
     if train.batch_size is None and device is not None and train.patch is not None:
         place = train.patch, train.loss, choose_precision(train.precision, device), device
-        size, needs = fitting_batch(network, *place, usual=usual, processes=place_of().count)
+        size, needs = fitting_batch(network, *place, usual=usual, processes=processes)
         decisions.fill("train.batch_size", size)
         why = why if size == usual else f"the most that fits: {needs}"
     if decisions.config.train.batch_size is None:
-        why = f"{usual} on a processor, {USUAL} on a GPU, fewer where they do not fit into memory"
+        why = f"{usual} on this processor, {USUAL} on a GPU, fewer where they do not fit into memory"
     decisions.note("train.batch_size", ", ".join(filter(None, ("slices in a step", why))))
 
 

@@ -93,10 +93,11 @@ def test_the_batch_is_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> 
 def test_many_cases_are_learned_in_small_batches_where_those_cost_nothing() -> None:
     by_instance = build(UNetConfig(widths=(8, 16), norm="instance"), 3, 2)
     by_batch = build(UNetConfig(widths=(8, 16), norm="batch"), 3, 2)
-    assert usual_batch(by_instance, True, CPU)[0] == SMALL
-    assert usual_batch(by_instance, False, CPU)[0] == USUAL
-    assert usual_batch(by_instance, True, torch.device("cuda"))[0] == USUAL
-    assert usual_batch(by_batch, True, CPU)[0] == USUAL  # its mean and variance are those of the batch
+    assert usual_batch(by_instance, True, CPU, 2)[0] == SMALL
+    assert usual_batch(by_instance, False, CPU, 2)[0] == USUAL
+    assert usual_batch(by_instance, True, CPU, 16)[0] == USUAL
+    assert usual_batch(by_instance, True, torch.device("cuda"), 2)[0] == USUAL
+    assert usual_batch(by_batch, True, CPU, 1)[0] == USUAL  # its mean and variance are those of the batch
     assert fitting_batch(by_instance, (64, 64), "dice", torch.float32, CPU, usual=SMALL)[0] == SMALL
 
 
