@@ -143,8 +143,8 @@ class TrainConfig(Settings):
         0.5,
         ge=0,
         le=1,
-        description="share of a batch drawn for a label, for each as often however rare it is: slices that hold it, "
-        "their patch over a pixel of it; slices as they come when absent",
+        description="share of a batch drawn for a label, each of a case as often however small it is: slices that hold "
+        "it, their patch over a pixel of it; slices as they come when absent",
     )
     loss: Literal["cross_entropy", "dice_cross_entropy", "dice", "bce", "dice_bce"] = Field(
         "dice_cross_entropy", description="bce forms belong to a network with one output channel"

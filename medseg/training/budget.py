@@ -132,7 +132,7 @@ def rehearse(
         options: where the run will go; a folder in it is used and removed.
         score: predicts and scores.
         held_out: the cases that are scored at the end.
-        budget: as in the configuration: the rehearsal takes about a tenth of it at the most, usually a twentieth.
+        budget: as in the configuration: the rehearsal usually takes a twentieth of it.
 
     Raises:
         RunError: as `fit`.

@@ -21,9 +21,9 @@ from medseg.training.sampling import Drawn, SliceId, epoch_batches
 from medseg.training.team import ALONE, Team
 from medseg.volume import UNANNOTATED
 
-OPEN = 200
-"""Cases whose two files are held open: opening them takes as long as cutting the slice does four times over, and a
-process may usually have 1,024 files open."""
+OPEN = 100
+"""Cases whose two files are held open: opening them takes several times as long as cutting a slice, and some systems
+let a process have no more than 256 files open."""
 
 
 class TrainingSlices:

@@ -67,9 +67,9 @@ SMALLEST_MAP = 4
 more padding than image (nnU-Net's limit too, Isensee 2021). It scored higher in equal time (docs/benchmarks.md)."""
 
 FEW_CASES = 50
-"""Below, slices are changed strongly, and a step has many: twenty patients are soon learned by heart, while with many
-cases strong changes and few steps only slow learning down. The border itself is a judgement (docs/benchmarks.md,
-"Augmentation", "How many slices make a step")."""
+"""Below, slices are changed strongly, and a step holds more of them: twenty patients are soon learned by heart, while
+with many cases that only slows learning down. The border itself is a judgement (docs/benchmarks.md, "Augmentation",
+"How many slices make a step")."""
 
 OBLONG = 1.25
 """From this ratio of its sides on a pixel counts as oblong: 20 degrees then tilt a shape in mm by 5 more or less."""

@@ -41,8 +41,8 @@ def epoch_batches(
     Args:
         slices: all training slices, with the numbers of the labels that stand in each.
         batch_size: slices in a batch; the last batch of an epoch may be smaller.
-        share: part of each batch drawn for a label, every label as often as the others however rare it is; None takes
-            every slice once, in random order.
+        share: part of each batch drawn for a label: from the slices with foreground, and of the labels of a case each
+            as often as the others, however few of its slices hold it; None takes every slice once, in random order.
         steps: batches in the epoch; as many as take every slice once when None.
         seed: of the run.
         epoch: its number.
@@ -52,22 +52,33 @@ def epoch_batches(
     """
     rng = np.random.default_rng([seed, epoch])
     names = list(slices)
-    pools = {number: np.flatnonzero([number in own for own in slices.values()]) for number in _labels(slices)}
+    with_foreground = np.flatnonzero([bool(own) for own in slices.values()])
     total = len(names) if steps is None else steps * batch_size
     sizes = [min(batch_size, total - start) for start in range(0, total, batch_size)]
-    wanted = _rich_sizes(sizes, share if share is not None and pools else 0.0)
-    labels = _draw(np.array(list(pools), dtype=np.int64), sum(wanted), rng).tolist()
-    of_label = {number: iter(_draw(pool, labels.count(number), rng).tolist()) for number, pool in pools.items()}
-    rich = iter([Drawn(names[next(of_label[number])], number) for number in labels])
-    plain = (Drawn(names[place], None) for place in _draw(np.arange(len(names)), total - sum(wanted), rng).tolist())
+    wanted = _rich_sizes(sizes, share if share is not None and len(with_foreground) else 0.0)
+    rich = iter(_for_labels(slices, [names[place] for place in _draw(with_foreground, sum(wanted), rng)], rng))
+    plain = (Drawn(names[place], None) for place in _draw(np.arange(len(names)), total - sum(wanted), rng))
     return [
         [*islice(rich, rich_size), *islice(plain, size - rich_size)]
         for size, rich_size in zip(sizes, wanted, strict=True)
     ]
 
 
-def _labels(slices: Mapping[SliceId, Collection[int]]) -> list[int]:
-    return sorted({number for own in slices.values() for number in own})
+def _for_labels(
+    slices: Mapping[SliceId, Collection[int]], chosen: Sequence[SliceId], rng: np.random.Generator
+) -> list[Drawn]:
+    """Draw a label of its case for each slice, and another slice of the case where it does not hold that label."""
+    holding: dict[str, dict[int, list[SliceId]]] = {}
+    for one, numbers in slices.items():
+        for number in numbers:
+            holding.setdefault(one.case, {}).setdefault(number, []).append(one)
+    drawn = []
+    for one in chosen:
+        of_case = holding[one.case]
+        number = sorted(of_case)[rng.integers(len(of_case))]
+        others = of_case[number]
+        drawn.append(Drawn(one if number in slices[one] else others[rng.integers(len(others))], number))
+    return drawn
 
 
 def _rich_sizes(sizes: Sequence[int], share: float) -> list[int]:

@@ -86,14 +86,14 @@ def test_a_study_without_foreground_still_trains() -> None:
     assert sorted(one for batch in batches for one in batch) == SLICES
 
 
-def test_a_rare_label_is_drawn_as_often_as_the_others() -> None:
-    labels = {one: (1, 2) if one == SLICES[7] else (1,) for one in SLICES}  # an organ everywhere, a tumour in one slice
-    batches = drawn(labels, batch_size=8, share=0.5, steps=50)
-    counts = Counter(one.label for batch in batches for one in batch)
-    assert counts == {None: 200, 1: 100, 2: 100}
+def test_of_the_labels_of_a_case_each_is_drawn_as_often_as_the_others() -> None:
+    # An organ everywhere, and in one case of three a tumour in one slice.
+    labels = {one: (1, 2) if one == SLICES[7] else (1,) for one in SLICES}
+    batches = drawn(labels, batch_size=8, share=0.5, steps=600)
+    counts = Counter((one.slice.case, one.label) for batch in batches for one in batch if one.label)
+    assert counts[SLICES[7].case, 1] + counts[SLICES[7].case, 2] == 800  # each case a third of 2400
+    assert counts[SLICES[7].case, 2] == pytest.approx(400, abs=5 * 200**0.5)  # half, within 5 standard deviations
     assert {one.slice for batch in batches for one in batch if one.label == 2} == {SLICES[7]}
-    for batch in batches:
-        assert Counter(one.label for one in batch) == {None: 4, 1: 2, 2: 2}
 
 
 @given(st.integers(0, 100), st.sampled_from([0.3, 0.5, 1.0]))
