@@ -67,9 +67,8 @@ SMALLEST_MAP = 4
 more padding than image (nnU-Net's limit too, Isensee 2021). It scored higher in equal time (docs/benchmarks.md)."""
 
 FEW_CASES = 50
-"""Below, slices are changed strongly, and a step holds more of them: twenty patients are soon learned by heart, while
-with many cases that only slows learning down. The border itself is a judgement (docs/benchmarks.md, "Augmentation",
-"How many slices make a step")."""
+"""Below, slices are changed strongly and a step holds more: few patients are soon learned by heart, many later. The
+border is a judgement (docs/benchmarks.md, "Augmentation", "How many slices make a step")."""
 
 OBLONG = 1.25
 """From this ratio of its sides on a pixel counts as oblong: 20 degrees then tilt a shape in mm by 5 more or less."""
@@ -335,11 +334,10 @@ def _patch(decisions: Decisions, size: tuple[float, float], stride: int) -> None
 def _batch(decisions: Decisions, network: Network, device: torch.device | None, many: bool) -> None:
     """Settle how many slices make a step: as usual, or what fits into the memory of the device."""
     train = decisions.config.train
-    processes = place_of().count
-    usual, why = usual_batch(network, many, device or torch.device("cpu"), processes * torch.get_num_threads())
+    cores = (processes := place_of().count) * torch.get_num_threads()
+    usual, why = usual_batch(network, many, device or torch.device("cpu"), cores)
     if train.batch_size not in (usual, None):
-        decisions.note("train.batch_size", f"as set; usual are {usual}")
-        return
+        return decisions.note("train.batch_size", f"as set; usual are {usual}")
     if train.batch_size is None and device is not None and train.patch is not None:
         place = train.patch, train.loss, choose_precision(train.precision, device), device
         size, needs = fitting_batch(network, *place, usual=usual, processes=processes)
