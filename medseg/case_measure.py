@@ -92,6 +92,7 @@ class CaseMeasure:
         channels: in order.
         label_voxels: of each label, in the order of the configuration.
         label_boxes_mm: where each lies: start and stop along x, y, z, from the scan's first voxel; None when absent.
+        label_chords_mm: how far each goes on along x, y, z, in the mean of all runs of its voxels; zeros when absent.
         label_slices: number of slices that hold any label, across x, y, z.
         label_facts: what masks are compared by after prediction, of each label.
         body_part: as the first scan's header says; empty when unknown.
@@ -107,6 +108,7 @@ class CaseMeasure:
     channels: tuple[ChannelMeasure, ...]
     label_voxels: tuple[int, ...]
     label_boxes_mm: tuple[Box | None, ...]
+    label_chords_mm: tuple[tuple[float, float, float], ...]
     label_slices: tuple[int, int, int]
     label_facts: tuple[LabelFacts, ...]
     body_part: str = ""
@@ -147,6 +149,7 @@ def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding
     counts = np.bincount(mask.labels.ravel(order="K"), minlength=UNANNOTATED + 1)
     labels = order.apply(mask.labels)
     native = native_plane(case.scans[0], mask.grid)
+    around = _around(labels, len(config.labels))
     measured = CaseMeasure(
         id=case.id,
         shape=ordered.shape,
@@ -156,7 +159,8 @@ def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding
         voxel_ml=mask.grid.voxel_ml,
         channels=tuple(channels),
         label_voxels=tuple(counts[1 : len(config.labels) + 1].tolist()),
-        label_boxes_mm=_boxes(labels, ordered.spacing, len(config.labels)),
+        label_boxes_mm=tuple(_box(box, ordered.spacing) for box in around),
+        label_chords_mm=tuple(_chords(labels, n, box, ordered.spacing) for n, box in enumerate(around, start=1)),
         label_slices=_slices_with_labels(labels),
         label_facts=label_facts(mask, len(config.labels)),
         body_part=case.scans[0].body_part,
@@ -165,13 +169,30 @@ def measure_case(case: Case, config: Config) -> tuple[CaseMeasure, tuple[Finding
     return measured, reading.findings
 
 
-def _boxes(labels: NDArray[Any], spacing: tuple[float, ...], count: int) -> tuple[Box | None, ...]:
-    """Return the box of each label in a mask whose axes run along x, y, z."""
-    found: list[Box | None] = []
-    for box in ndimage.find_objects(labels, max_label=count):
-        sides = [(axis.start * mm, axis.stop * mm) for axis, mm in zip(box, spacing, strict=True)] if box else []
-        found.append((sides[0], sides[1], sides[2]) if sides else None)
-    return tuple(found)
+def _around(labels: NDArray[Any], count: int) -> list[tuple[slice, ...] | None]:
+    """Return the voxels between which each label lies; None for one that is absent."""
+    return list(ndimage.find_objects(labels, max_label=count))
+
+
+def _box(box: tuple[slice, ...] | None, spacing: Sequence[float]) -> Box | None:
+    """Return a box of voxels in mm."""
+    sides = [(axis.start * mm, axis.stop * mm) for axis, mm in zip(box, spacing, strict=True)] if box else []
+    return (sides[0], sides[1], sides[2]) if sides else None
+
+
+def _chords(
+    labels: NDArray[Any], number: int, box: tuple[slice, ...] | None, spacing: Sequence[float]
+) -> tuple[float, float, float]:
+    """Return the mean length of the runs of a label's voxels along each axis: thin things have short ones."""
+    if box is None:
+        return 0.0, 0.0, 0.0
+    inside = labels[box] == number
+    voxels = int(np.count_nonzero(inside))
+    going_on = [
+        int(np.count_nonzero(one[1:] & one[:-1])) for one in (np.moveaxis(inside, axis, 0) for axis in range(3))
+    ]
+    x, y, z = (mm * voxels / (voxels - within) for mm, within in zip(spacing, going_on, strict=True))
+    return x, y, z
 
 
 def _slices_with_labels(labels: NDArray[Any]) -> tuple[int, int, int]:

@@ -62,6 +62,19 @@ def test_shape_spacing_and_volumes_along_the_body(tmp_path: Path) -> None:
     assert box == (pytest.approx((2 * 0.7, 5 * 0.7)), pytest.approx((2.2, 4.4)), pytest.approx((2.5, 7.5)))
 
 
+def test_chords_are_voxels_by_runs(tmp_path: Path) -> None:
+    """An L of 2 x 2 columns less one, three voxels high, and one voxel apart from it; an absent label has none."""
+    labels = np.zeros((6, 7, 8), np.uint8)
+    labels[1:3, 1:3, 2:5] = 1
+    labels[2, 2] = 0
+    labels[5, 6, 7] = 1
+    found = one(tmp_path, image(1, labels.shape), labels, np.diag([2.0, 3.0, 5.0, 1.0]))
+    # 3 columns of 3 voxels and one: 10. Runs along x: 2 in each of 3 layers and 1; along y the same; along z 3 and 1.
+    assert found.label_chords_mm == (pytest.approx((2 * 10 / 7, 3 * 10 / 7, 5 * 10 / 4)),)
+    labels[:] = 0
+    assert one(tmp_path / "none", image(1, labels.shape), labels, np.eye(4)).label_chords_mm == ((0.0, 0.0, 0.0),)
+
+
 def test_foreground_are_the_voxels_under_labels_and_no_others(tmp_path: Path) -> None:
     voxels = np.full(SHAPE, 7, np.int16)
     voxels[blob() > 0] = np.arange(100, 112)
@@ -264,6 +277,7 @@ def measured(name: str, value: float = 0, **more: object) -> CaseMeasure:
         "voxel_ml": 0.003,
         "label_voxels": (600,),
         "label_boxes_mm": (((2.0, 5.0), (2.0, 6.0), (0.0, 30.0)),),
+        "label_chords_mm": ((3.0, 4.0, 30.0),),
         "label_slices": (3, 4, 15),
         "label_facts": (LabelFacts(1.8, 1),),
         **more,
@@ -277,7 +291,14 @@ def test_sums_over_cases() -> None:
         [
             measured("a", 10, spacing_mm=(1.0, 1.0, 2.0), shape=(10, 20, 30)),
             measured("b", 20, spacing_mm=(0.5, 1.5, 3.0), shape=(12, 20, 34), label_voxels=(0,), foreground=0),
-            measured("c", 60, spacing_mm=(0.7, 1.1, 9.0), shape=(40, 20, 31), label_voxels=(1200,)),
+            measured(
+                "c",
+                60,
+                spacing_mm=(0.7, 1.1, 9.0),
+                shape=(40, 20, 31),
+                label_voxels=(1200,),
+                label_chords_mm=((13.0, 4.0, 20.0),),
+            ),
         ],
         Config(),
     )
@@ -290,6 +311,7 @@ def test_sums_over_cases() -> None:
     assert label.volume_ml == pytest.approx((1.8, 2.7, 3.6))  # 600 and 1200 voxels of 0.003 ml
     # 600 / (10 x 20 x 30) = 0.1 and 1200 / (40 x 20 x 31) = 0.0483871; the median of two is their mean
     assert label.share == pytest.approx((0.1 + 1200 / 24800) / 2)
+    assert label.chord_mm == pytest.approx((4, 4, 21))  # a tenth of the way from the smaller to the larger of two
     (channel,) = found.channels
     assert channel.modality == "MR"
     assert channel.foreground_mean == pytest.approx(35)  # 10 and 60 weigh the same

@@ -24,8 +24,17 @@ from medseg.training.ahead import Batch, Data
 from medseg.training.data import VolumeDice
 from medseg.training.loop import LoopOptions, fit
 
-VALIDATION_SHARE = 0.15
+VALIDATION_SHARE = 0.08
 """The most of the time that validations and checkpoints may take; with more the network learns too little."""
+
+REHEARSAL_SHARE = 0.0125
+"""Of the budget, for each thing that is timed; they are three."""
+
+LONGEST_REHEARSAL_S = 20.0
+"""For each thing: more tells nothing new."""
+
+CHEAP = 0.05
+"""Share of the budget up to which the final scoring may seem to take too long: a closer look would cost as much."""
 
 MOST_EPOCHS = 25
 """Validations in a run: enough to see the curve and to catch its best point."""
@@ -132,26 +141,30 @@ def rehearse(
         options: where the run will go; a folder in it is used and removed.
         score: predicts and scores.
         held_out: the cases that are scored at the end.
-        budget: as in the configuration: the rehearsal usually takes a twentieth of it.
+        budget: as in the configuration: the rehearsal usually takes a twentieth of it at the most.
 
     Raises:
         RunError: as `fit`.
     """
-    part_s = min(20.0, 0.025 * seconds(budget))
+    part_s = min(LONGEST_REHEARSAL_S, REHEARSAL_SHARE * seconds(budget))
     slow = {"epochs": 2, "schedule": "constant", "learning_rate": config.learning_rate / 10, "patience": None}
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=options.folder) as name:
         watched = _Watched(data, options, part_s)
         options = replace(options, folder=Path(name), resume=False, watch=watched)
         fit(network, watched, None, config.model_copy(update=slow), options)
         validation_s = 0.0 if validate is None else validate.seconds(network.eval(), part_s)
-        scoring_s = _scoring(network, score, held_out, Path(name), part_s) if options.team.first else 0.0
+        cheap_s = CHEAP * seconds(budget)
+        scoring_s = _scoring(network, score, held_out, Path(name), part_s, cheap_s) if options.team.first else 0.0
     return Pace(watched.step_s, watched.close_s, validation_s, scoring_s)
 
 
-def _scoring(network: Network, score: Score, cases: Sequence[Case], folder: Path, part_s: float) -> float:
-    """Estimate the time of the final scoring from one case, and from a few: a report costs something by itself.
+def _scoring(
+    network: Network, score: Score, cases: Sequence[Case], folder: Path, part_s: float, cheap_s: float
+) -> float:
+    """Estimate the time of the final scoring from one case, and where that comes to much, from a few.
 
-    The few are scored twice and the shorter time counts: what holds the machine up just then would count for all cases.
+    A report costs something by itself. What is scored twice counts by the shorter time: what holds the machine up just
+    then would count for all cases.
     """
 
     def took(number: int) -> float:
@@ -163,10 +176,11 @@ def _scoring(network: Network, score: Score, cases: Sequence[Case], folder: Path
     if not cases:
         return 0.0
     first = took(1)  # and loads what the others find loaded
-    few = min(len(cases), MOST_SCORED, 1 + int(part_s / first))
-    if few == 1:
-        return first * len(cases)
-    one, several = took(1), min(took(few), took(few))
+    one = min(first, took(1)) if first * len(cases) > cheap_s else first
+    few = min(len(cases), MOST_SCORED, 1 + int(part_s / one))
+    if few == 1 or one * len(cases) <= cheap_s:
+        return one * len(cases)
+    several = min(took(few), took(few))
     return one + max(0.0, several - one) * (len(cases) - 1) / (few - 1)
 
 

@@ -20,8 +20,9 @@ from medseg.progress import Watch, silent
 from medseg.stopping import stopping
 from medseg.training.ahead import Ahead, Data, threads_for
 from medseg.training.checkpoint import load_last, save_checkpoint
+from medseg.training.gradients import gradients
 from medseg.training.history import METRICS, Epoch, line, write_history
-from medseg.training.losses import build_loss, supervised_loss
+from medseg.training.losses import build_loss
 from medseg.training.state import TrainingState
 from medseg.training.team import ALONE, Team
 
@@ -142,7 +143,6 @@ def _fit(
             watch("train", state.epoch, epochs, f"goes on after {state.epoch} of {epochs} epochs{within}")
     elif options.resume and (folder / METRICS).is_file():
         watch("train", 0, epochs, f"there is no {CHECKPOINT}: it begins anew, and ends as it would have")
-    logits_of = team.together(network)
     loss_of = build_loss(config.loss, network.out_channels, team.total)
     saved = time.perf_counter()
 
@@ -155,44 +155,42 @@ def _fit(
             save_checkpoint(checkpoint, content)
         saved = time.perf_counter()
 
-    while state.epoch < epochs and not state.out_of_patience:
-        started = time.perf_counter()
-        steps = data.steps(state.epoch)
-        network.train()
-        batches = Ahead(data, state.epoch, threads_for(device, team.count), device.type == "cuda", state.done)
-        for step, (images, labels) in enumerate(batches, start=state.done):
-            images = images.to(device, memory_format=layout, non_blocking=True)
-            labels = labels.to(device, non_blocking=True)
-            state.set_learning_rate()
-            with _memory_explained(images, device):
-                with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-                    loss = supervised_loss(loss_of, logits_of(images), labels)
-                state.optimizer.zero_grad(set_to_none=True)
-                (team.count * loss).backward()  # each has its part of the gradient, and the mean is taken of them
-                if config.clip_gradient is not None:
-                    nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradient)
-                state.optimizer.step()
-            state.after_step(loss.detach())
-            watch(f"epoch {state.epoch + 1}/{epochs}", step + 1, steps)
-            if (team.count == 1 or state.step % ASK_EVERY == 0) and team.any(
-                asked() or time.perf_counter() - saved > SAVE_EVERY_S
-            ):
-                save()
-                if team.any(asked()):
-                    raise KeyboardInterrupt
-        state.require_finite()  # waits for a GPU to end its work
-        waiting = batches.waited_s / (time.perf_counter() - started)
-        last = state.epoch + 1 == epochs
-        dice = math.nan
-        if validate is not None and (last or (state.epoch + 1) % config.validate_every == 0):
-            team.alike(state.averaged)
-            dice = validate(state.averaged)
-        state.close_epoch(dice, time.perf_counter() - started, waiting)
-        save()
-        watch("train", state.epoch, epochs, line(state.history, epochs))
-        options.after_epoch(state.averaged, state.history)
-        if team.any(asked()):
-            raise KeyboardInterrupt
+    with gradients(network, loss_of, config.batch_size or 1, team, mixed) as compute:
+        while state.epoch < epochs and not state.out_of_patience:
+            started = time.perf_counter()
+            steps = data.steps(state.epoch)
+            network.train()
+            batches = Ahead(data, state.epoch, threads_for(device, team.count), device.type == "cuda", state.done)
+            for step, (images, labels) in enumerate(batches, start=state.done):
+                images = images.to(device, memory_format=layout, non_blocking=True)
+                labels = labels.to(device, non_blocking=True)
+                state.set_learning_rate()
+                with _memory_explained(images, device):
+                    loss = compute(images, labels)
+                    if config.clip_gradient is not None:
+                        nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradient)
+                    state.optimizer.step()
+                state.after_step(loss)
+                watch(f"epoch {state.epoch + 1}/{epochs}", step + 1, steps)
+                if (team.count == 1 or state.step % ASK_EVERY == 0) and team.any(
+                    asked() or time.perf_counter() - saved > SAVE_EVERY_S
+                ):
+                    save()
+                    if team.any(asked()):
+                        raise KeyboardInterrupt
+            state.require_finite()  # waits for a GPU to end its work
+            waiting = batches.waited_s / (time.perf_counter() - started)
+            last = state.epoch + 1 == epochs
+            dice = math.nan
+            if validate is not None and (last or (state.epoch + 1) % config.validate_every == 0):
+                team.alike(state.averaged)
+                dice = validate(state.averaged)
+            state.close_epoch(dice, time.perf_counter() - started, waiting)
+            save()
+            watch("train", state.epoch, epochs, line(state.history, epochs))
+            options.after_epoch(state.averaged, state.history)
+            if team.any(asked()):
+                raise KeyboardInterrupt
     return Fitted(state.best, state.history, state.best_epoch, state.best_dice)
 
 

@@ -7,30 +7,32 @@ stays as it says.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from medseg.augment import LIGHT, STRONG
 from medseg.case import Finding
 from medseg.case_measure import CaseMeasure
 from medseg.check import Examination
 from medseg.config import Config
 from medseg.config.load import dump
 from medseg.config.networks import FITTED_WIDTHS
-from medseg.config.settings import EPOCHS, Plane
+from medseg.config.settings import EPOCHS
 from medseg.devices import choose_precision
 from medseg.errors import ConfigError, InputError
 from medseg.fingerprint import Fingerprint, LabelFingerprint, fingerprint
 from medseg.grid import axis_of
 from medseg.models import Network, UNet, build
 from medseg.models.network import describe
-from medseg.preparation import PLANES, Preparation, decide, usual_normalisation
+from medseg.preparation import Preparation
 from medseg.training.batch_size import USUAL, fitting_batch, usual_batch
 from medseg.training.decisions import Decisions, shown, value_of
 from medseg.training.losses import build_loss
+from medseg.training.plan_slices import FEW_CASES, augment_slices, oblong, prepare_slices, stack_of
+from medseg.training.resolution import ENOUGH_STEPS, factors, may_be_coarser, step_seconds, steps_within
 from medseg.training.sides import unlike_sides
 from medseg.training.team import place_of
 
@@ -65,13 +67,6 @@ Prediction always sees whole slices."""
 SMALLEST_MAP = 4
 """Pixels that the shorter side of the slices must leave at the bottom of the network: below, a 3x3 convolution sees
 more padding than image (nnU-Net's limit too, Isensee 2021). It scored higher in equal time (docs/benchmarks.md)."""
-
-FEW_CASES = 50
-"""Below, slices are changed strongly and a step holds more: few patients are soon learned by heart, many later. The
-border is a judgement (docs/benchmarks.md, "Augmentation", "How many slices make a step")."""
-
-OBLONG = 1.25
-"""From this ratio of its sides on a pixel counts as oblong: 20 degrees then tilt a shape in mm by 5 more or less."""
 
 SPREAD = 2.0
 """From this ratio of the largest spacing to the smallest on, a plan warns: the finest case loses half of its pixels,
@@ -121,7 +116,8 @@ def make_plan(
     Args:
         config: as `medseg.config.load` gives it.
         found: its data set, examined; divided into folds, what all of them have in common is decided on all cases.
-        device: that will train; without it, the precision stays open.
+        device: that will train, and is timed where a budget leaves open how coarse slices are; without it, the
+            precision stays open, and slices are as fine as the cases.
         preparation: of the scans, when it was decided before; the settings of `prepare` agree with it.
 
     Raises:
@@ -129,9 +125,25 @@ def make_plan(
             MODEL-LOSS for a loss that cannot learn.
         InputError: DATA-EMPTY when no case is left to train on.
     """
-    out_channels = count_out_channels(config)
-    build_loss(config.train.loss, out_channels)
+    build_loss(config.train.loss, count_out_channels(config))
     training, held_out = _sides(found)
+    draft = partial(_drafted, config, found, training, held_out, device, preparation)
+    if device is None or preparation is not None or not may_be_coarser(config):
+        return draft(1.0)
+    return _within_budget(draft, config, device)
+
+
+def _drafted(
+    config: Config,
+    found: Examination,
+    training: Sequence[CaseMeasure],
+    held_out: int,
+    device: torch.device | None,
+    preparation: Preparation | None,
+    coarser: float,
+) -> Plan:
+    """Return the plan with slices so many times as coarse as the cases'."""
+    out_channels = count_out_channels(config)
     measured = fingerprint(training, config)
     decisions = Decisions(config)
     left_out = len(found.dataset.left_out - {case.id for case in found.dataset.cases})
@@ -141,10 +153,10 @@ def make_plan(
     decisions.note("data", f"{sides}, {left_out} left out")
     if config.start.model is not None:
         decisions.note("start", "weights, preparation and patch are those of an earlier model")
-    decided = _prepare(decisions, measured)
+    decided = prepare_slices(decisions, measured, coarser)
     preparation = preparation or decided
-    _augment(decisions, measured, preparation)
-    stacks = [_stack(case, preparation) for case in training]  # (slices, rows, columns) of each case
+    augment_slices(decisions, measured, preparation)
+    stacks = [stack_of(case, preparation) for case in training]  # (slices, rows, columns) of each case
     rows, columns = np.median(stacks, axis=0)[1:].tolist()
     network = _network(decisions, (rows, columns), preparation, out_channels)
     _patch(decisions, (rows, columns), network.stride)
@@ -158,6 +170,38 @@ def make_plan(
     _training(decisions, measured, preparation, slices)
     warnings = tuple(_warnings(decisions.config, measured, preparation))
     return Plan(decisions.config, decisions.reasons, warnings, measured, preparation, out_channels, slices)
+
+
+def _within_budget(draft: Callable[[float], Plan], config: Config, device: torch.device) -> Plan:
+    """Return the plan with the finest slices for which the budget has room for `ENOUGH_STEPS`, or else for most."""
+    fine = draft(1.0)
+    pace = step_seconds(_network_of(fine), fine.config, device) / _work(fine)
+
+    def steps(plan: Plan) -> int:
+        return steps_within(config, pace * _work(plan))
+
+    plans = [fine]
+    for coarser in factors(fine.measured, fine.preparation):
+        if steps(plans[-1]) >= ENOUGH_STEPS:
+            break
+        plans.append(draft(coarser))
+    chosen = max(plans, key=steps)
+    if chosen is fine:
+        return fine
+    why = f"{config.budget} has room for about {steps(chosen)} steps so, for {steps(fine)} at the median itself"
+    spacing = f"{chosen.reasons['prepare.spacing_mm']}; {why}"
+    return replace(chosen, reasons={**chosen.reasons, "prepare.spacing_mm": spacing})
+
+
+def _network_of(plan: Plan) -> Network:
+    return build(plan.config.model, plan.preparation.in_channels, plan.out_channels)
+
+
+def _work(plan: Plan) -> float:
+    """Return the multiply-adds of a step, up to a factor."""
+    train = plan.config.train
+    pixels = (train.batch_size or USUAL) * math.prod(train.patch or (1, 1))
+    return pixels * describe(_network_of(plan), plan.preparation.in_channels).multiply_adds
 
 
 def count_out_channels(config: Config) -> int:
@@ -194,107 +238,7 @@ def _sides(found: Examination) -> tuple[list[CaseMeasure], int]:
     return [found.measures[case] for case in found.split.train], len(found.split.validation)
 
 
-# ------------------------------------------------------------------------------------------------------- preparation
-
-
-def _prepare(decisions: Decisions, measured: Fingerprint) -> Preparation:
-    cases = f"{measured.cases} training cases"
-    decisions.settle("prepare.plane", measured.plane, _votes(measured))
-    codes = PLANES[_plane(decisions.config)]
-    spacing = tuple(_rounded(mm, 6) for mm in measured.in_plane_spacing_mm(codes))
-    ranges = [(f"{low:.3g}", f"{high:.3g}") for low, high in measured.in_plane_range_mm(codes)]
-    spans = ["all alike" if low == high else f"{low} to {high}" for low, high in ranges]
-    span = spans[0] if spans[0] == spans[1] else f"rows {spans[0]}, columns {spans[1]}"
-    decisions.settle("prepare.spacing_mm", spacing, f"median of {cases} ({span})")
-    _normalise(decisions, measured)
-    preparation = decide(decisions.config.prepare, measured, decisions.config.data.select)
-    decisions.note("prepare.context", f"neighbours on each side: {preparation.in_channels} input channels")
-    return preparation
-
-
-def _votes(measured: Fingerprint) -> str:
-    """Say which cases speak for the plane."""
-    plane, cases = measured.plane, f"{measured.cases} training cases"
-    drawn = plane != measured.native
-    votes = measured.drawn if drawn else measured.planes
-    others = ", ".join(f"{other} {count}" for other, count in votes.items() if other != plane)
-    others = others and f" (others: {others})"
-    if not drawn:
-        return f"native plane of {votes[plane]} of {cases}{others}"
-    return f"the outlines of {votes[plane]} of {cases} were drawn in it, by their steps from slice to slice{others}"
-
-
-def _normalise(decisions: Decisions, measured: Fingerprint) -> None:
-    """Settle how values are normalised, where that is the same for all channels; else the settings stay open."""
-    select = decisions.config.data.select
-    kinds = [usual_normalisation(*pair) for pair in zip(select, measured.channels, strict=True)]
-    modalities = sorted({name or "unknown modality" for channel in measured.channels for name in channel.modalities})
-    if len(set(kinds)) > 1 and decisions.config.prepare.normalise == "auto":
-        each = ", ".join(f"{channel.name} by {kind}" for channel, kind in zip(select, kinds, strict=True))
-        decisions.note("prepare.normalise", f"each channel its own: {each}")
-        return
-    scale = "one scale for all scans" if kinds[0] == "window" else "no common scale, so each scan by its own body"
-    decisions.settle("prepare.normalise", kinds[0], f"{', '.join(modalities)}: {scale}")
-    windows = {tuple(_rounded(x, 4) for x in channel.foreground_percentiles) for channel in measured.channels}
-    if decisions.config.prepare.normalise == "window" and len(windows) == 1:
-        why = "0.5 and 99.5 percentile of the voxels under the training labels"
-        decisions.settle("prepare.window_hu", windows.pop(), why)
-
-
-def _plane(config: Config) -> Plane:
-    return "axial" if config.prepare.plane == "auto" else config.prepare.plane
-
-
-def _rounded(value: float, digits: int) -> float:
-    """Round to significant digits: a header's 32-bit 0.97656202 is meant as 0.976562, and a person can read it."""
-    return float(f"{value:.{digits}g}")
-
-
-# ----------------------------------------------------------------------------------------------------- augmentation
-
-
-def _augment(decisions: Decisions, measured: Fingerprint, preparation: Preparation) -> None:
-    decisions.note("augment", "drawn anew for every slice of every epoch")
-    unlike = unlike_sides(preparation.plane, decisions.config.labels, measured)
-    few = measured.cases < FEW_CASES
-    usual = STRONG if few else LIGHT
-    why = f"{measured.cases} training cases: {'few' if few else 'many'}, the border is {FEW_CASES}"
-    alike = f"{'left and right are taken to be alike; ' * few}{why}"
-    decisions.settle("augment.mirror", 0.0 if unlike else usual["mirror"], unlike or alike)
-    for name in ("affine", "scaling", "elastic"):
-        decisions.settle(f"augment.{name}", usual[name], why)
-    decisions.settle("augment.mirror_rows", *_upside_down(len(decisions.config.labels), usual["mirror_rows"], why))
-    ratio = _oblong(preparation)
-    if ratio > OBLONG:
-        oblong = (
-            f"{usual['rotation_deg']:g} / {ratio:.3g}: pixels are so many times as long as wide, and turning shears"
-        )
-        decisions.settle("augment.rotation_deg", _rounded(usual["rotation_deg"] / ratio, 3), oblong)
-    else:
-        decisions.settle("augment.rotation_deg", usual["rotation_deg"], f"pixels are square, or nearly; {why}")
-
-
-def _upside_down(labels: int, usual: float, why: str) -> tuple[float, str]:
-    """Return how often rows are turned upside down, and why: a tumour has no front, but a set of labels may have."""
-    return (usual, why) if labels == 1 else (0.0, "several labels may be told apart by where they lie")
-
-
-def _oblong(preparation: Preparation) -> float:
-    return max(preparation.spacing_mm) / min(preparation.spacing_mm)
-
-
 # ---------------------------------------------------------------------------------------------- network and training
-
-
-def _stack(case: CaseMeasure, preparation: Preparation) -> tuple[int, int, int]:
-    """Return slices, rows and columns that a case has after preparation, counted as `working_grid` counts them."""
-    rows, columns, normal = (axis_of(code) for code in preparation.codes)
-    height, width = preparation.spacing_mm
-    return (
-        case.shape[normal],
-        max(1, round(case.shape[rows] * case.spacing_mm[rows] / height)),
-        max(1, round(case.shape[columns] * case.spacing_mm[columns] / width)),
-    )
 
 
 def fitted_widths(rows: float, columns: float) -> tuple[int, ...]:
@@ -384,7 +328,7 @@ def _warnings(config: Config, measured: Fingerprint, preparation: Preparation) -
     if high > SPREAD * low and preparation.context:
         text = f"slices lie {low:.3g} to {high:.3g} mm apart: neighbours mean other things from case to case. "
         yield Finding("warning", "DATA-SPACING", "prepare.context", text + "prepare.context=0 does without them")
-    if _oblong(preparation) > SPREAD:
+    if oblong(preparation) > SPREAD:
         text = f"pixels of {shown(preparation.spacing_mm)} mm: {preparation.plane} slices cut across the thick slices. "
         advice = f"prepare.plane={measured.plane} follows them" if measured.plane != preparation.plane else ""
         yield Finding("warning", "DATA-PLANE", "prepare.plane", text + (advice or "See medseg check"))

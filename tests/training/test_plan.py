@@ -22,7 +22,8 @@ from medseg.models import UNet
 from medseg.preparation import working_grid
 from medseg.store import SliceStore
 from medseg.training import cases, train
-from medseg.training.plan import LEFT_OPEN, Plan, _upside_down, fitted_patch, fitted_widths, make_plan
+from medseg.training.plan import LEFT_OPEN, Plan, fitted_patch, fitted_widths, make_plan
+from medseg.training.plan_slices import _upside_down, stack_of
 from medseg.training.sides import labels_with_a_side
 from tests.studies import GRID, nifti_study, settings
 
@@ -123,14 +124,12 @@ def test_training_follows_the_plan_and_a_resumed_run_keeps_its_words(
 
 
 def test_sizes_are_those_of_the_working_grid(study: Path, found: Examination) -> None:
-    from medseg.training.plan import _stack
-
     for plane in ("axial", "coronal", "sagittal"):
         prepare = PrepareConfig(plane=plane, spacing_mm=(0.7, 1.3))
         plan = make_plan(open_settings(study, prepare=prepare), found)
         for case in found.dataset.cases:
             rows, columns, count = working_grid(GRID, plan.preparation).shape
-            assert _stack(found.measures[case.id], plan.preparation) == (count, rows, columns)
+            assert stack_of(found.measures[case.id], plan.preparation) == (count, rows, columns)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +201,7 @@ def test_labels_of_one_size_beside_each_other_are_left_and_right(
         replace(
             measure,
             label_voxels=(9, 9),
+            label_chords_mm=2 * measure.label_chords_mm,
             label_facts=2 * measure.label_facts,
             label_boxes_mm=(boxes(10, 10), second),
         )
