@@ -89,21 +89,21 @@ def test_steps_of_a_budget_by_hand(study: Path) -> None:
     assert steps_within(config.model_copy(update={"folds": 5}), 0.5) == 192
 
 
-def test_the_finest_slices_with_a_thousand_steps_are_taken(
+def test_the_finest_slices_with_enough_steps_are_taken(
     study: Path, found: Examination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = thick(found, 100, 100, 100)
-    fine = planned(study, cases, 0.48, monkeypatch)  # 480 s, 1,000 steps
+    fine = planned(study, cases, 0.96, monkeypatch)  # 480 s, 500 steps
     assert fine.config.prepare.spacing_mm == (1, 1)
     assert fine.reasons["prepare.spacing_mm"] == "median of 3 training cases (all alike)"
     # 24 x 20 pixels in multiples of 4 at 1 mm, 20 x 16 at 1.25 mm (19.2 x 16): 480 and 320 pixels, so that steps take
-    # two thirds of the time. 720 steps become 1,080.
-    coarse = planned(study, cases, 480 / 720, monkeypatch)
+    # two thirds of the time. 360 steps become 540.
+    coarse = planned(study, cases, 480 / 360, monkeypatch)
     assert coarse.config.prepare.spacing_mm == coarse.preparation.spacing_mm == (1.25, 1.25)
     assert coarse.config.train.patch == (20, 16)
     why = coarse.reasons["prepare.spacing_mm"]
     assert why.startswith("1.25 times the median of 3 training cases (all alike); ")
-    assert why.endswith("; 10m has room for about 1080 steps so, for 720 at the median itself")
+    assert why.endswith("; 10m has room for about 540 steps so, for 360 at the median itself")
 
 
 def test_without_enough_steps_anywhere_the_cheapest_slices_are_taken(
