@@ -64,7 +64,9 @@ class PrepareConfig(Settings):
         "auto", description="plane of the slices; auto: the one that most references were drawn in, else the native one"
     )
     spacing_mm: tuple[float, float] | None = Field(
-        None, description="in-plane spacing (rows, columns) in mm; the training cases' median when absent"
+        None,
+        description="in-plane spacing (rows, columns) in mm; when absent, the training cases' median, or up to 1.5 "
+        "times of it where `budget` has room for too few steps",
     )
     normalise: Literal["auto", "window", "zscore", "percentile"] = Field(
         "auto",

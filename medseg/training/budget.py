@@ -1,7 +1,8 @@
 """The budget: a time for the whole training, turned into a fixed number of steps by rehearsing on this machine.
 
 The rehearsal runs the loop itself, for a few steps on the real data, then a part of a validation and the final scoring
-of one case. It learns nothing that is kept, and the run that follows is the same as one that was told the numbers.
+of a case or a few. It learns nothing that is kept, and the run that follows is the same as one that was told the
+numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from medseg.training.data import VolumeDice
 from medseg.training.loop import LoopOptions, fit
 
 VALIDATION_SHARE = 0.08
-"""The most of the time that validations and checkpoints may take; with more the network learns too little."""
+"""The most of the time that validations and checkpoints may take, unless there are but three; with more the network
+learns too little."""
 
 REHEARSAL_SHARE = 0.0125
 """Of the budget, for each thing that is timed; they are three."""
@@ -34,7 +36,8 @@ LONGEST_REHEARSAL_S = 20.0
 """For each thing: more tells nothing new."""
 
 CHEAP = 0.05
-"""Share of the budget up to which the final scoring may seem to take too long: a closer look would cost as much."""
+"""Share of the budget up to which the final scoring is estimated from one case: were it to take twice as long,
+what is kept back would make up for it."""
 
 MOST_EPOCHS = 25
 """Validations in a run: enough to see the curve and to catch its best point."""
@@ -175,11 +178,13 @@ def _scoring(
 
     if not cases:
         return 0.0
+    sizes = [max(1, case.voxels) for case in cases]
+    number = max(sum(sizes) / sizes[0], len(cases) / 2)  # of cases like the first; small ones cost something, too
     first = took(1)  # and loads what the others find loaded
-    one = min(first, took(1)) if first * len(cases) > cheap_s else first
+    one = min(first, took(1)) if first * number > cheap_s else first
     few = min(len(cases), MOST_SCORED, 1 + int(part_s / one))
-    if few == 1 or one * len(cases) <= cheap_s:
-        return one * len(cases)
+    if few == 1 or one * number <= cheap_s:
+        return one * number
     several = min(took(few), took(few))
     return one + max(0.0, several - one) * (len(cases) - 1) / (few - 1)
 

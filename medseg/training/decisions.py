@@ -10,8 +10,8 @@ from medseg.config import Config
 class Decisions:
     """Settings as they are decided. A given value always stays; its reason then says what the data would have given.
 
-    The reason depends on the value and on the data alone: a configuration that was filled in once gets the same
-    reasons again.
+    The reason depends on the value and on the data alone, unless a budget had a say: a configuration that was filled in
+    once gets the same reasons again.
 
     Attributes:
         config: as far as it is filled in.

@@ -121,7 +121,7 @@ def train_folds(
     with ExitStack() as held:
         if not fold:  # a fold alone holds only its own folder
             team.share(lambda: held.enter_context(exclusive(output)))
-        plan, found, wanted = team.share(lambda: _begun(config, output, resume or fold is not None, watch))
+        plan, found, wanted = team.share(lambda: _begun(config, output, resume, watch, fold is not None))
         left_out = [finding for finding in found.dataset.findings if finding.severity == "error"]
         for number in (fold,) if fold else range(1, count + 1):
             folder, split = output / f"fold-{number}", wanted[number - 1]
@@ -140,19 +140,21 @@ def train_folds(
     return FoldsResult(output, count, finished, report, tuple(left_out))
 
 
-def _begun(config: Config, output: Path, resume: bool, watch: Watch) -> tuple[Plan, Examination, list[Split]]:
+def _begun(
+    config: Config, output: Path, resume: bool, watch: Watch, lone: bool
+) -> tuple[Plan, Examination, list[Split]]:
     """Return what all folds have in common: the plan, the examined data set, and the split of each.
 
-    A fold alone may join others; `train_once` sees to it that the fold itself is new, or resumed.
+    A lone fold may join others; `train_once` sees to it that the fold itself is new, or resumed.
     """
-    config = begin(config, output, resume)
+    config = begin(config, output, resume or lone)
     kept = kept_preparation(output) if (output / CONFIG).is_file() else None
     if config.start.model is not None and kept is None:
         start = start_from(config, watch)
         config, kept = start.config, start.preparation
     known = remembered(output / "prepared")
     found = tell(examine(_with_stored_split(config, output), watch=watch, known=known), config, watch)
-    plan = make_plan(config, found, choose_device(config.train.device), kept)
+    plan = make_plan(config, found, choose_device(config.train.device), kept, timed=not lone)
     if not (output / CONFIG).is_file():
         _write(plan, found, output)
     return plan, found, _stored_splits(output)

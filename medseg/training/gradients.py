@@ -25,6 +25,8 @@ OF_THE_WHOLE = (nn.BatchNorm2d, nn.Dropout, nn.Dropout2d)
 def gradients(network: Network, loss_of: Loss, batch_size: int, team: Team, mixed: bool) -> Iterator[Gradients]:
     """Give what computes gradients: in parts side by side on a processor of several cores, else of the whole batch.
 
+    There are as many parts as leave no core without work, of equal size.
+
     Args:
         network: on the device that trains.
         loss_of: the loss.
@@ -33,19 +35,20 @@ def gradients(network: Network, loss_of: Loss, batch_size: int, team: Team, mixe
         mixed: bfloat16 arithmetic.
     """
     threads = torch.get_num_threads()
-    parts = max(n for n in range(1, threads + 1) if batch_size % n == 0)
+    parts = max((n for n in range(1, threads + 1) if batch_size % n == 0), key=lambda n: (n * (threads // n), n))
     alone = next(network.parameters()).device.type == "cpu" and team.count == 1
     if not alone or parts == 1 or any(isinstance(module, OF_THE_WHOLE) for module in network.modules()):
         yield _of_the_whole(network, loss_of, team, mixed)
         return
     started = Barrier(parts + 1)
     with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(threads // parts,)) as pool:
-        for _ in range(parts):
-            pool.submit(started.wait)
-        started.wait()
         try:
+            for _ in range(parts):
+                pool.submit(started.wait)
+            started.wait()
             yield _in_parts(network, loss_of, pool, parts, mixed)
         finally:
+            started.abort()  # lets go of those that wait, should one of them not have started
             torch.set_num_threads(threads)  # new threads begin with what any thread has set last
 
 
@@ -78,6 +81,7 @@ def _in_parts(network: Network, loss_of: Loss, pool: ThreadPoolExecutor, parts: 
         return torch.autograd.grad(logits, weights, slopes)
 
     def compute(images: Tensor, labels: Tensor) -> Tensor:
+        network.zero_grad(set_to_none=True)
         logits = list(pool.map(forward, images.chunk(parts)))
         heads = [torch.cat(pieces).detach().requires_grad_() for pieces in zip(*logits, strict=True)]
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):

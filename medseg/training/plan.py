@@ -109,7 +109,12 @@ class Plan:
 
 
 def make_plan(
-    config: Config, found: Examination, device: torch.device | None = None, preparation: Preparation | None = None
+    config: Config,
+    found: Examination,
+    device: torch.device | None = None,
+    preparation: Preparation | None = None,
+    *,
+    timed: bool = True,
 ) -> Plan:
     """Decide how to train on a data set; nothing is written.
 
@@ -119,6 +124,7 @@ def make_plan(
         device: that will train, and is timed where a budget leaves open how coarse slices are; without it, the
             precision stays open, and slices are as fine as the cases.
         preparation: of the scans, when it was decided before; the settings of `prepare` agree with it.
+        timed: whether the device may be timed: plans of processes that do not know of each other must be equal.
 
     Raises:
         ConfigError: DATA-SPLIT when the cases cannot be divided, DATA-LABEL when no case has one of the labels,
@@ -128,8 +134,10 @@ def make_plan(
     build_loss(config.train.loss, count_out_channels(config))
     training, held_out = _sides(found)
     draft = partial(_drafted, config, found, training, held_out, device, preparation)
-    if device is None or preparation is not None or not may_be_coarser(config):
+    if preparation is not None or not timed or not may_be_coarser(config):
         return draft(1.0)
+    if device is None:
+        return _because(draft(1.0), f"where it is left open, a run for which {config.budget} is short takes more")
     return _within_budget(draft, config, device)
 
 
@@ -188,9 +196,14 @@ def _within_budget(draft: Callable[[float], Plan], config: Config, device: torch
     chosen = max(plans, key=steps)
     if chosen is fine:
         return fine
-    why = f"{config.budget} has room for about {steps(chosen)} steps so, for {steps(fine)} at the median itself"
-    spacing = f"{chosen.reasons['prepare.spacing_mm']}; {why}"
-    return replace(chosen, reasons={**chosen.reasons, "prepare.spacing_mm": spacing})
+    room = f"{config.budget} has room for about {steps(chosen)} steps so, for {steps(fine)} at the median itself"
+    return _because(chosen, room)
+
+
+def _because(plan: Plan, why: str) -> Plan:
+    """Return the plan with a further reason for its spacing."""
+    spacing = f"{plan.reasons['prepare.spacing_mm']}; {why}"
+    return replace(plan, reasons={**plan.reasons, "prepare.spacing_mm": spacing})
 
 
 def _network_of(plan: Plan) -> Network:

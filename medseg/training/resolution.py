@@ -19,14 +19,15 @@ from medseg.training.losses import build_loss
 from medseg.training.team import ALONE, place_of
 
 ENOUGH_STEPS = 500
-"""With fewer, coarser slices scored higher in equal time (docs/benchmarks.md, "Coarser slices for short budgets")."""
+"""With 200, coarser slices scored higher in equal time, from 400 on no longer clearly (docs/benchmarks.md, "Coarser
+slices for short budgets")."""
 
 COARSER = (1.25, 1.5)
 """Times the cases' median spacing. At twice of it a network soon stopped learning, however many steps there were."""
 
 LEAST_CHORD = 8
-"""Pixels that a label's runs keep in the mean: outlines brought to such pixels and back have a Dice of 0.97 with
-themselves, 0.96 in the worst case (the same table)."""
+"""Pixels that a label's runs keep, in the mean of a case and in nine of ten cases: outlines brought to such pixels and
+back have a Dice of 0.97 with themselves, 0.96 in the worst case (the same place)."""
 
 TRAINING_SHARE = 0.8
 """Of a budget: the rest goes into reading, validating and scoring."""
@@ -42,7 +43,8 @@ def may_be_coarser(config: Config) -> bool:
     """Whether the settings leave the spacing to the plan, and name a time that the training has to fit into."""
     train = config.train
     fixed = (train.epochs is not None and train.steps_per_epoch is not None) or train.patch is not None
-    return config.budget is not None and config.prepare.spacing_mm is None and not fixed
+    given = config.prepare.spacing_mm is not None or config.start.model is not None
+    return config.budget is not None and not given and not fixed
 
 
 def factors(measured: Fingerprint, preparation: Preparation) -> tuple[float, ...]:
@@ -65,6 +67,8 @@ def steps_within(config: Config, step_s: float) -> int:
 
 def step_seconds(network: Network, config: Config, device: torch.device) -> float:
     """Time a training step on noise; infinite when memory runs out, which the loop explains.
+
+    Of several processes one alone is timed, with its part of a batch.
 
     Args:
         network: fresh.
@@ -90,6 +94,9 @@ def step_seconds(network: Network, config: Config, device: torch.device) -> floa
         if not is_out_of_memory(error):
             raise
         return math.inf
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what is kept for later seems taken to who asks how much is free
     return min(took[1:] or took)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -138,6 +139,18 @@ def test_a_rehearsal_times_the_loop_and_leaves_nothing(tmp_path: Path, monkeypat
     pace = rehearse(network, data, None, config, options, score, cases, "60s")
     assert scored == [1]  # 11 times 0.12 s are cheap enough in a minute
     assert 1.3 < pace.scoring_s < 3
+
+
+@pytest.mark.parametrize(("sizes", "like_the_first"), [((1, 1, 1), 3), ((1, 5, 6), 12), ((8, 1, 1), 1.5)])
+def test_scoring_is_estimated_by_the_size_of_the_cases(
+    sizes: tuple[int, ...], like_the_first: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter((0.0, 2.0))
+    monkeypatch.setattr(budget_module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    cases: Any = [SimpleNamespace(voxels=size) for size in sizes]
+    network = build(settings(tmp_path).model, 1, 2)
+    found = budget_module._scoring(network, lambda *args: None, cases, tmp_path, part_s=1, cheap_s=100)
+    assert found == 2 * like_the_first
 
 
 def told_pace(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,15 @@ def test_parts_add_up_to_the_gradients_of_the_batch(threads: int, size: int, las
 
 @pytest.mark.parametrize(
     ("threads", "size", "parts"),
-    [(2, 4, [(2, 1)] * 2), (3, 4, [(2, 1)] * 2), (4, 4, [(1, 1)] * 4), (9, 4, [(1, 2)] * 4), (2, 3, [(3, 2)])],
+    [
+        (2, 4, [(2, 1)] * 2),
+        (4, 4, [(1, 1)] * 4),
+        (9, 4, [(4, 9)]),  # in two parts of four threads, or in four of two, one thread would have nothing to do
+        (8, 12, [(3, 2)] * 4),
+        (2, 3, [(3, 2)]),
+    ],
 )
-def test_a_batch_is_divided_evenly_among_threads(
+def test_a_batch_is_divided_evenly_and_no_thread_is_idle(
     threads: int, size: int, parts: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(threads)
@@ -128,6 +135,22 @@ def test_an_error_in_a_part_is_told() -> None:
     torch.set_num_threads(2)
     with pytest.raises(Exception, match="channels"):
         computed(network(), torch.zeros(4, 5, 16, 16), torch.zeros(4, 16, 16, dtype=torch.long), 4)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_thread_that_does_not_start_is_an_error_and_nothing_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    start, started = threading.Thread.start, []
+
+    def fails(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(RuntimeError, match="can't start"):
+        computed(network(), *batch(4), 4)
     assert torch.get_num_threads() == 2
 
 

@@ -16,12 +16,14 @@ import torch
 from medseg.check import Examination, examine
 from medseg.config import Config, PrepareConfig, load
 from medseg.config.networks import UNetConfig
+from medseg.config.settings import StartConfig
 from medseg.fingerprint import fingerprint
 from medseg.models import build
 from medseg.training import plan as plan_module
 from medseg.training import run as run_module
 from medseg.training import train
 from medseg.training.budget import Pace
+from medseg.training.folds import train_folds
 from medseg.training.plan import Plan, make_plan
 from medseg.training.resolution import factors, may_be_coarser, step_seconds, steps_within
 from tests.studies import nifti_study, settings
@@ -79,6 +81,7 @@ def test_spacing_stays_unless_it_is_open_and_a_time_is_named(study: Path) -> Non
     assert not may_be_coarser(open_settings(study, budget=None))
     assert not may_be_coarser(open_settings(study, prepare=PrepareConfig(spacing_mm=(1, 1))))
     assert not may_be_coarser(open_settings(study, patch=(16, 16)))
+    assert not may_be_coarser(config.model_copy(update={"start": StartConfig(model=Path("model"))}))
     both = config.train.model_copy(update={"epochs": 2, "steps_per_epoch": 5})
     assert not may_be_coarser(config.model_copy(update={"train": both}))
 
@@ -93,6 +96,11 @@ def test_the_finest_slices_with_enough_steps_are_taken(
     study: Path, found: Examination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = thick(found, 100, 100, 100)
+    told = make_plan(open_settings(study), cases)  # nothing is timed without a device
+    assert told.config.prepare.spacing_mm == (1, 1)
+    assert told.reasons["prepare.spacing_mm"].endswith(
+        "; where it is left open, a run for which 10m is short takes more"
+    )
     fine = planned(study, cases, 0.96, monkeypatch)  # 480 s, 500 steps
     assert fine.config.prepare.spacing_mm == (1, 1)
     assert fine.reasons["prepare.spacing_mm"] == "median of 3 training cases (all alike)"
@@ -141,7 +149,22 @@ def test_a_step_on_noise_is_timed(study: Path, found: Examination, monkeypatch: 
     assert next(ticks) == 8  # four steps, the first to warm up
     assert timed("10s") == 1
     assert next(ticks) == 11  # one: a second is more than 2 % of ten
-    assert timed("10m", batch_size=10**9) == math.inf  # the loop will say what is too large
+    assert timed("10m", batch_size=10**12) == math.inf  # the loop will say what is too large
+
+
+def test_folds_of_one_process_are_coarse_and_lone_ones_are_not(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "step_seconds", lambda *args: 1.0)
+    monkeypatch.setattr(plan_module, "factors", lambda *args: (2.0,))
+    monkeypatch.setattr(run_module, "rehearse", lambda *args: Pace(0.5, 0.0, 0.0, 0.0))
+    config = open_settings(study, budget="4m").model_copy(update={"folds": 2})
+    train_folds(config, tmp_path / "lone", fold=1)
+    assert load(tmp_path / "lone" / "config.yaml").prepare.spacing_mm == (1, 1)  # another may be on another machine
+    train_folds(config, tmp_path / "all")
+    for folder in ("", "fold-1", "fold-2"):
+        assert load(tmp_path / "all" / folder / "config.yaml").prepare.spacing_mm == (2, 2)
+    assert "2 times the median" in (tmp_path / "all" / "config.yaml").read_text()
 
 
 def test_a_run_trains_on_coarse_slices_and_its_masks_lie_on_the_scans(
