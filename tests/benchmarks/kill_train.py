@@ -1,6 +1,6 @@
 """Kill `medseg train` by SIGKILL at random moments and in the middle of its writing, resume, and compare the ends.
 
-OMP_NUM_THREADS=1 python tests/benchmarks/kill_train.py --kills 10 --work /tmp/kill
+OMP_NUM_THREADS=2 python tests/benchmarks/kill_train.py --kills 10 --work /tmp/kill
 
 Each time a new run on phantom patients is started as users do, killed once, looked at and resumed. Whatever has its
 final name must be whole; in the end weights, metrics and masks must equal those of an unbroken run bit for bit, and

@@ -20,7 +20,7 @@ from medseg.config import Config, load
 from medseg.config.load import dump
 from medseg.errors import MedsegError
 from medseg.models.model_folder import load_model
-from medseg.training import FoldsResult, folds, loop, showing, train
+from medseg.training import FoldsResult, folds, gradients, showing, train
 from tests.studies import everything, kill_after, nifti_case, nifti_study, settings, stored_labels, voxels
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
@@ -161,7 +161,7 @@ def test_what_is_finished_is_not_trained_again(
     whole: FoldsResult, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(whole.folder, tmp_path / "run")
-    monkeypatch.setattr(loop, "supervised_loss", never)
+    monkeypatch.setattr(gradients, "supervised_loss", never)
     shutil.rmtree(tmp_path / "run" / "model")
     again = train(folded(study), tmp_path / "run", resume=True)
     assert isinstance(again, FoldsResult)
@@ -227,7 +227,7 @@ def test_folds_trained_on_other_machines_are_joined_by_the_last(
     assert result.report is not None
     assert equal(here, whole.folder)
     shutil.copytree(here / "fold-1", there / "fold-1")
-    monkeypatch.setattr(loop, "supervised_loss", never)
+    monkeypatch.setattr(gradients, "supervised_loss", never)
     train(config, there, resume=True)
     assert equal(there, whole.folder)
 

@@ -27,7 +27,7 @@ from medseg.errors import ConfigError, InputError, MedsegError, RunError
 from medseg.grid import Grid
 from medseg.io.lock import exclusive
 from medseg.models.model_folder import load_model
-from medseg.training import TrainResult, loop, train
+from medseg.training import TrainResult, gradients, train
 from medseg.training import cases as cases_module
 from tests.studies import (
     AFFINE,
@@ -165,7 +165,7 @@ def test_a_finished_run_is_not_trained_again(
     def never(*args: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(loop, "supervised_loss", never)
+    monkeypatch.setattr(gradients, "supervised_loss", never)
     again = train(config, result.folder, resume=True)
     assert again.fitted.best_epoch == result.fitted.best_epoch
     assert again.report is not None
