@@ -25,17 +25,7 @@ from medseg.training import cases, train
 from medseg.training.plan import LEFT_OPEN, Plan, fitted_patch, fitted_widths, make_plan
 from medseg.training.plan_slices import _upside_down, stack_of
 from medseg.training.sides import labels_with_a_side
-from tests.studies import GRID, nifti_study, settings
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nifti_study(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def found(study: Path) -> Examination:
-    return examine(settings(study))
+from tests.studies import GRID, settings
 
 
 def open_settings(study: Path, **changes: Any) -> Config:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from medseg.check import Examination, examine
+from medseg.check import Examination
 from medseg.config import Config, PrepareConfig, load
 from medseg.config.networks import UNetConfig
 from medseg.config.settings import StartConfig
@@ -26,19 +26,9 @@ from medseg.training.budget import Pace
 from medseg.training.folds import train_folds
 from medseg.training.plan import Plan, make_plan
 from medseg.training.resolution import factors, may_be_coarser, step_seconds, steps_within
-from tests.studies import nifti_study, settings
+from tests.studies import settings
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nifti_study(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def found(study: Path) -> Examination:
-    return examine(settings(study))
 
 
 def open_settings(study: Path, budget: str | None = "10m", **changes: Any) -> Config:

@@ -47,11 +47,6 @@ FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot for
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nifti_study(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
 def whole(study: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, TrainResult]:
     """One unbroken run that others are compared with."""
     config = settings(study, average=0.9, epochs=3)

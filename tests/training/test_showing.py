@@ -23,7 +23,7 @@ from medseg.training.overlays import PREDICTION, REFERENCE, choose_slices
 from medseg.training.showing import Showing, flat, is_shown
 from medseg.training.trackers import TensorBoard
 from medseg.volume import UNANNOTATED
-from tests.studies import nifti_study, settings
+from tests.studies import settings
 
 
 class Diary:
@@ -48,11 +48,6 @@ class Broken(Diary):
     def epoch(self, row: Epoch) -> None:
         super().epoch(row)
         raise ConnectionError("no network")
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nifti_study(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from medseg.io.nifti import read_volume, write_volume
 from medseg.models.model_folder import join_models, load_model
 from medseg.training import FoldsResult, showing, train
 from medseg.volume import Volume
-from tests.studies import kill_after, nifti_study, settings
+from tests.studies import kill_after, settings
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
@@ -34,11 +34,6 @@ def without_curves() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(showing, "write_curves", lambda *_: None)
         yield
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nifti_study(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
