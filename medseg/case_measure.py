@@ -188,10 +188,9 @@ def _chords(
         return 0.0, 0.0, 0.0
     inside = labels[box] == number
     voxels = int(np.count_nonzero(inside))
-    going_on = [
-        int(np.count_nonzero(one[1:] & one[:-1])) for one in (np.moveaxis(inside, axis, 0) for axis in range(3))
-    ]
-    x, y, z = (mm * voxels / (voxels - within) for mm, within in zip(spacing, going_on, strict=True))
+    along = [np.moveaxis(inside, axis, 0) for axis in range(3)]
+    runs = [voxels - int(np.count_nonzero(one[1:] & one[:-1])) for one in along]
+    x, y, z = (mm * voxels / count for mm, count in zip(spacing, runs, strict=True))
     return x, y, z
 
 

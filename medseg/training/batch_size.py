@@ -19,7 +19,7 @@ SMALL = 4
 three times the steps in the same time (docs/benchmarks.md, "How many slices make a step")."""
 
 FEW_CORES = 2
-"""More have too little to share in a small batch."""
+"""More are not measured, and have little to share in a small batch."""
 
 SMALLER = (8, 6, 4, 3, 2, 1)
 

@@ -133,7 +133,8 @@ def make_plan(
     """
     build_loss(config.train.loss, count_out_channels(config))
     training, held_out = _sides(found)
-    draft = partial(_drafted, config, found, training, held_out, device, preparation)
+    measured = fingerprint(training, config)
+    draft = partial(_drafted, config, found, training, held_out, measured, device, preparation)
     if preparation is not None or not timed or not may_be_coarser(config):
         return draft(1.0)
     if device is None:
@@ -146,13 +147,13 @@ def _drafted(
     found: Examination,
     training: Sequence[CaseMeasure],
     held_out: int,
+    measured: Fingerprint,
     device: torch.device | None,
     preparation: Preparation | None,
     coarser: float,
 ) -> Plan:
     """Return the plan with slices so many times as coarse as the cases'."""
     out_channels = count_out_channels(config)
-    measured = fingerprint(training, config)
     decisions = Decisions(config)
     left_out = len(found.dataset.left_out - {case.id for case in found.dataset.cases})
     sides = f"{len(training)} cases to train on, {held_out} to validate"
