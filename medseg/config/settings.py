@@ -151,9 +151,12 @@ class TrainConfig(Settings):
     loss: Literal["cross_entropy", "dice_cross_entropy", "dice", "bce", "dice_bce"] = Field(
         "dice_cross_entropy", description="bce forms belong to a network with one output channel"
     )
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.99")
+    optimizer: Literal["muon", "adamw", "adam", "sgd"] = Field(
+        "muon",
+        description="muon: orthogonal steps for hidden convolutions, adamw for the rest; sgd: Nesterov momentum 0.99",
+    )
     learning_rate: float = Field(1e-3, gt=0, le=10, description="the first, or the highest after warming up")
-    weight_decay: float = Field(1e-2, ge=0, le=1, description="for adamw and sgd; adam has none")
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="for all but adam, which has none")
     schedule: Literal["constant", "cosine", "polynomial"] = Field("cosine", description="of the learning rate, to zero")
     clip_gradient: float | None = Field(1.0, gt=0, description="largest gradient norm")
     average: float | None = Field(0.99, gt=0, lt=1, description="decay of the moving average of the weights")

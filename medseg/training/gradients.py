@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Barrier
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +10,7 @@ from torch import Tensor, nn
 from medseg.models import Network
 from medseg.training.losses import Loss, supervised_loss
 from medseg.training.team import Team
+from medseg.training.threads import Threads
 
 Gradients = Callable[[Tensor, Tensor], Tensor]
 """Takes images `(b, c, h, w)` and labels `(b, h, w)`, leaves the gradients in the network, and returns the loss."""
@@ -21,35 +19,19 @@ OF_THE_WHOLE = (nn.BatchNorm2d, nn.Dropout, nn.Dropout2d)
 """Layers to which a batch is one: by its statistics, or by the order of random numbers."""
 
 
-@contextmanager
-def gradients(network: Network, loss_of: Loss, batch_size: int, team: Team, mixed: bool) -> Iterator[Gradients]:
-    """Give what computes gradients: in parts side by side on a processor of several cores, else of the whole batch.
-
-    There are as many parts as leave no core without work, of equal size.
+def gradients(network: Network, loss_of: Loss, threads: Threads, team: Team, mixed: bool) -> Gradients:
+    """Return what computes gradients: in a part for each thread where there are several, else of the whole batch.
 
     Args:
         network: on the device that trains.
         loss_of: the loss.
-        batch_size: slices in a step; the last one of an epoch may have fewer.
+        threads: that share a batch.
         team: whose mean the gradients are.
         mixed: bfloat16 arithmetic.
     """
-    threads = torch.get_num_threads()
-    parts = max((n for n in range(1, threads + 1) if batch_size % n == 0), key=lambda n: (n * (threads // n), n))
-    alone = next(network.parameters()).device.type == "cpu" and team.count == 1
-    if not alone or parts == 1 or any(isinstance(module, OF_THE_WHOLE) for module in network.modules()):
-        yield _of_the_whole(network, loss_of, team, mixed)
-        return
-    started = Barrier(parts + 1)
-    with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(threads // parts,)) as pool:
-        try:
-            for _ in range(parts):
-                pool.submit(started.wait)
-            started.wait()
-            yield _in_parts(network, loss_of, pool, parts, mixed)
-        finally:
-            started.abort()  # lets go of those that wait, should one of them not have started
-            torch.set_num_threads(threads)  # new threads begin with what any thread has set last
+    if threads.count == 1 or any(isinstance(module, OF_THE_WHOLE) for module in network.modules()):
+        return _of_the_whole(network, loss_of, team, mixed)
+    return _in_parts(network, loss_of, threads, mixed)
 
 
 def _of_the_whole(network: Network, loss_of: Loss, team: Team, mixed: bool) -> Gradients:
@@ -65,12 +47,8 @@ def _of_the_whole(network: Network, loss_of: Loss, team: Team, mixed: bool) -> G
     return compute
 
 
-def _in_parts(network: Network, loss_of: Loss, pool: ThreadPoolExecutor, parts: int, mixed: bool) -> Gradients:
-    """Return what computes parts of a batch on threads of their own; the loss is that of the whole batch.
-
-    Threads that share every single operation wait for each other, and for whatever else runs on their cores, several
-    hundred times in a step; these meet twice.
-    """
+def _in_parts(network: Network, loss_of: Loss, threads: Threads, mixed: bool) -> Gradients:
+    """Return what computes parts of a batch, each on its own thread; they meet for the loss of all."""
     weights = list(network.parameters())
 
     def forward(images: Tensor) -> list[Tensor]:
@@ -82,12 +60,12 @@ def _in_parts(network: Network, loss_of: Loss, pool: ThreadPoolExecutor, parts: 
 
     def compute(images: Tensor, labels: Tensor) -> Tensor:
         network.zero_grad(set_to_none=True)
-        logits = list(pool.map(forward, images.chunk(parts)))
+        logits = list(threads.map(forward, images.chunk(threads.count)))
         heads = [torch.cat(pieces).detach().requires_grad_() for pieces in zip(*logits, strict=True)]
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             loss = supervised_loss(loss_of, heads, labels)
-        slopes = [slope.chunk(parts) for slope in torch.autograd.grad(loss, heads)]
-        found = list(pool.map(backward, logits, zip(*slopes, strict=True)))
+        slopes = [slope.chunk(threads.count) for slope in torch.autograd.grad(loss, heads)]
+        found = list(threads.map(backward, logits, zip(*slopes, strict=True)))
         for weight, *added in zip(weights, *found, strict=True):
             weight.grad = sum(added[1:], start=added[0])  # always in this order
         return loss.detach()

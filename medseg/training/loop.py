@@ -25,6 +25,7 @@ from medseg.training.history import METRICS, Epoch, line, write_history
 from medseg.training.losses import build_loss
 from medseg.training.state import TrainingState
 from medseg.training.team import ALONE, Team
+from medseg.training.threads import Threads, side_by_side
 
 CHECKPOINT = Path("checkpoints", "last.pt")
 """In a run folder: the state after the last whole epoch, or within a long one."""
@@ -115,8 +116,11 @@ def fit(network: Network, data: Data, validate: Validation | None, config: Train
         RunError: RUN-NAN when the loss is no number (the last checkpoint stays), RUN-MEMORY, RUN-WRITE, RUN-RESUME.
         KeyboardInterrupt: when asked to stop.
     """
-    with stopping("the step in hand", at_once=False) as asked:
-        return _fit(network, data, validate, config, options, asked)
+    with (
+        stopping("the step in hand", at_once=False) as asked,
+        side_by_side(config.batch_size or 1, options.device, options.team) as threads,
+    ):
+        return _fit(network, data, validate, config, options, asked, threads)
 
 
 def _fit(
@@ -126,6 +130,7 @@ def _fit(
     config: TrainConfig,
     options: LoopOptions,
     asked: Callable[[], bool],
+    threads: Threads,
 ) -> Fitted:
     if config.epochs is None:
         raise ConfigError("CONFIG-VALUE", "train.epochs", "is not set", "Give a number, or a budget.")
@@ -134,7 +139,7 @@ def _fit(
     network = team.normalised_together(network.to(device), device)
     layout = choose_layout(network, device)
     network = network.to(memory_format=layout)  # type: ignore[call-overload]  # not in the stub
-    state = TrainingState(network, config, total_steps=sum(data.steps(epoch) for epoch in range(epochs)))
+    state = TrainingState(network, config, sum(data.steps(epoch) for epoch in range(epochs)), threads)
     checkpoint = folder / CHECKPOINT
     if options.resume and checkpoint.is_file():
         state.restore(load_last(checkpoint), team)
@@ -155,42 +160,42 @@ def _fit(
             save_checkpoint(checkpoint, content)
         saved = time.perf_counter()
 
-    with gradients(network, loss_of, config.batch_size or 1, team, mixed) as compute:
-        while state.epoch < epochs and not state.out_of_patience:
-            started = time.perf_counter()
-            steps = data.steps(state.epoch)
-            network.train()
-            batches = Ahead(data, state.epoch, threads_for(device, team.count), device.type == "cuda", state.done)
-            for step, (images, labels) in enumerate(batches, start=state.done):
-                images = images.to(device, memory_format=layout, non_blocking=True)
-                labels = labels.to(device, non_blocking=True)
-                state.set_learning_rate()
-                with _memory_explained(images, device):
-                    loss = compute(images, labels)
-                    if config.clip_gradient is not None:
-                        nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradient)
-                    state.optimizer.step()
-                state.after_step(loss)
-                watch(f"epoch {state.epoch + 1}/{epochs}", step + 1, steps)
-                if (team.count == 1 or state.step % ASK_EVERY == 0) and team.any(
-                    asked() or time.perf_counter() - saved > SAVE_EVERY_S
-                ):
-                    save()
-                    if team.any(asked()):
-                        raise KeyboardInterrupt
-            state.require_finite()  # waits for a GPU to end its work
-            waiting = batches.waited_s / (time.perf_counter() - started)
-            last = state.epoch + 1 == epochs
-            dice = math.nan
-            if validate is not None and (last or (state.epoch + 1) % config.validate_every == 0):
-                team.alike(state.averaged)
-                dice = validate(state.averaged)
-            state.close_epoch(dice, time.perf_counter() - started, waiting)
-            save()
-            watch("train", state.epoch, epochs, line(state.history, epochs))
-            options.after_epoch(state.averaged, state.history)
-            if team.any(asked()):
-                raise KeyboardInterrupt
+    compute = gradients(network, loss_of, threads, team, mixed)
+    while state.epoch < epochs and not state.out_of_patience:
+        started = time.perf_counter()
+        steps = data.steps(state.epoch)
+        network.train()
+        batches = Ahead(data, state.epoch, threads_for(device, team.count), device.type == "cuda", state.done)
+        for step, (images, labels) in enumerate(batches, start=state.done):
+            images = images.to(device, memory_format=layout, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            state.set_learning_rate()
+            with _memory_explained(images, device):
+                loss = compute(images, labels)
+                if config.clip_gradient is not None:
+                    nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradient)
+                state.optimizer.step()
+            state.after_step(loss)
+            watch(f"epoch {state.epoch + 1}/{epochs}", step + 1, steps)
+            if (team.count == 1 or state.step % ASK_EVERY == 0) and team.any(
+                asked() or time.perf_counter() - saved > SAVE_EVERY_S
+            ):
+                save()
+                if team.any(asked()):
+                    raise KeyboardInterrupt
+        state.require_finite()  # waits for a GPU to end its work
+        waiting = batches.waited_s / (time.perf_counter() - started)
+        last = state.epoch + 1 == epochs
+        dice = math.nan
+        if validate is not None and (last or (state.epoch + 1) % config.validate_every == 0):
+            team.alike(state.averaged)
+            dice = validate(state.averaged)
+        state.close_epoch(dice, time.perf_counter() - started, waiting)
+        save()
+        watch("train", state.epoch, epochs, line(state.history, epochs))
+        options.after_epoch(state.averaged, state.history)
+        if team.any(asked()):
+            raise KeyboardInterrupt
     return Fitted(state.best, state.history, state.best_epoch, state.best_dice)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 
@@ -16,7 +17,9 @@ from medseg.models import Network
 from medseg.preparation import Preparation
 from medseg.training.gradients import gradients
 from medseg.training.losses import build_loss
+from medseg.training.state import build_optimizer
 from medseg.training.team import ALONE, place_of
+from medseg.training.threads import side_by_side
 
 ENOUGH_STEPS = 500
 """With 200, coarser slices scored higher in equal time, from 400 on no longer clearly (docs/benchmarks.md, "Coarser
@@ -71,22 +74,25 @@ def step_seconds(network: Network, config: Config, device: torch.device) -> floa
     Of several processes one alone is timed, with its part of a batch.
 
     Args:
-        network: fresh.
+        network: stays as it is.
         config: its batch size, patch and precision are decided.
         device: that will train.
     """
     train, layout = config.train, choose_layout(network, device)
-    network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]  # not in the stub
+    network = copy.deepcopy(network).to(device, memory_format=layout).train()  # type: ignore[call-overload]  # no stub
     loss_of = build_loss(train.loss, network.out_channels)
     shape = -(-(train.batch_size or 1) // place_of().count), network.in_channels, *(train.patch or (1, 1))
     took: list[float] = []
     try:
         images = torch.randn(shape, device=device).to(memory_format=layout)
         labels = torch.zeros_like(images[:, 0], dtype=torch.int64)
-        with gradients(network, loss_of, len(images), ALONE, train.precision == "bf16") as compute:
+        with side_by_side(len(images), device, ALONE) as threads:
+            compute = gradients(network, loss_of, threads, ALONE, train.precision == "bf16")
+            optimizer = build_optimizer(network, train, threads)
             while len(took) <= TIMED and sum(took) < TIMED_SHARE * _seconds(config):
                 started = time.perf_counter()
                 compute(images, labels)
+                optimizer.step()
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 took.append(time.perf_counter() - started)

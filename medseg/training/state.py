@@ -16,7 +16,9 @@ from medseg.errors import RunError, first_line
 from medseg.models import Network
 from medseg.training.checkpoint import FORMAT, State
 from medseg.training.history import Epoch
+from medseg.training.muon import Muon
 from medseg.training.team import ALONE, Team
+from medseg.training.threads import ONE, Threads
 
 
 class TrainingState:
@@ -29,11 +31,11 @@ class TrainingState:
         loss: sum over those.
     """
 
-    def __init__(self, network: Network, config: TrainConfig, total_steps: int) -> None:
+    def __init__(self, network: Network, config: TrainConfig, total_steps: int, threads: Threads = ONE) -> None:
         self.network = network
         self.config = config
         self.total_steps = total_steps
-        self.optimizer = build_optimizer(network, config)
+        self.optimizer = build_optimizer(network, config, threads)
         self.average = Average(network, config.average) if config.average is not None else None
         self.epoch = 0
         self.step = 0
@@ -163,11 +165,13 @@ class Average:
                 mean.copy_(value)
 
 
-def build_optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(network: Network, config: TrainConfig, threads: Threads) -> torch.optim.Optimizer | Muon:
     """Return the optimiser of that name."""
     weights = network.parameters()
     options: dict[str, Any] = {"lr": config.learning_rate, "fused": True}  # half the time of a loop over the weights
     match config.optimizer:
+        case "muon":
+            return Muon(network, config.learning_rate, config.weight_decay, threads)
         case "adam":
             return torch.optim.Adam(weights, **options)
         case "adamw":

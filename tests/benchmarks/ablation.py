@@ -2,9 +2,9 @@
 
     python tests/benchmarks/ablation.py hippocampus.yaml sarcoma.yaml --steps 600 --seeds 0 1 --cores 0 1 -o OUT
 
-Each run takes the same number of slices, validates once, at its end (so that no epoch is chosen on the cases that it
-is scored on), and has one thread on a core of its own. Its score is the mean Dice of the held-out cases on their own
-grids.
+Each run takes the same number of slices (in steps of 12, or of what its configuration sets), validates once, at the
+end (so that no epoch is chosen on the cases that it is scored on), and has one thread on a core of its own. Its score
+is the mean Dice of the held-out cases on their own grids.
 Finished runs are kept: the same command again adds what is missing.
 """
 
@@ -21,8 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 CHANGES: dict[str, tuple[str, ...]] = {
     "as it comes": (),
+    "AdamW": ("train.optimizer=adamw",),
     "batch of 6, twice the steps": ("train.batch_size=6",),
     "cross-entropy alone": ("train.loss=cross_entropy",),
     "slices as they come": ("train.foreground=null",),
@@ -50,9 +53,10 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "deep supervision": ("model.deep_supervision=true",),
     "Dice alone": ("train.loss=dice",),
 }
-"""What is changed, by name. `train.batch_size` also sets the steps, so that every run sees as many slices."""
+"""What is changed, by name."""
 
 USUAL_BATCH = 12
+"""Slices in a step that `--steps` counts; with fewer of them there are more steps, so that every run sees as many."""
 
 DEFAULT_MODEL = ("model.norm=instance", "model.activation=leaky_relu", "model.widths=null")
 """A configuration with a `model` section has the plain network otherwise."""
@@ -76,8 +80,10 @@ def train(run: Run, core: int, args: argparse.Namespace) -> None:
     folder = run.folder(args.output)
     if (folder / "validation" / "report.json").is_file():
         return
-    changes = list(CHANGES[run.name])
-    batch = next((int(one.split("=")[1]) for one in changes if one.startswith("train.batch_size=")), USUAL_BATCH)
+    settings = yaml.safe_load(run.config.read_text())
+    batch = settings.get("train", {}).get("batch_size", USUAL_BATCH)
+    changes = [f"train.batch_size={batch}", *CHANGES[run.name]]
+    batch = next(int(one.split("=")[1]) for one in reversed(changes) if one.startswith("train.batch_size="))
     model = [*DEFAULT_MODEL, *changes] if any(one.startswith("model.") for one in changes) else changes
     steps = args.steps * USUAL_BATCH // batch // args.epochs
     fixed = [f"train.epochs={args.epochs}", f"train.steps_per_epoch={steps}", f"train.validate_every={args.epochs}"]

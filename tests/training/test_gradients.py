@@ -18,6 +18,7 @@ from medseg.training.loop import LoopOptions, fit
 from medseg.training.losses import build_loss, supervised_loss
 from medseg.training.state import seed_everything
 from medseg.training.team import ALONE
+from medseg.training.threads import side_by_side
 from tests.training.test_loop import CPU, Blobs, dice, settings
 
 LOSS = "dice_cross_entropy"
@@ -50,8 +51,8 @@ def by_autograd(one: Network, images: Tensor, labels: Tensor) -> tuple[Tensor, l
 def computed(
     one: Network, images: Tensor, labels: Tensor, size: int, mixed: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    with gradients(one, build_loss(LOSS, 3), size, ALONE, mixed) as compute:
-        loss = compute(images, labels)
+    with side_by_side(size, CPU, ALONE) as threads:
+        loss = gradients(one, build_loss(LOSS, 3), threads, ALONE, mixed)(images, labels)
     found = [weight.grad for weight in one.parameters()]
     assert all(gradient is not None for gradient in found)
     return loss, [gradient.clone() for gradient in found if gradient is not None]

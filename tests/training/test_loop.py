@@ -100,7 +100,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("average", [None, 0.9])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_a_resumed_run_equals_an_unbroken_one(
     tmp_path: Path, dtype: torch.dtype, average: float | None, optimizer: str
 ) -> None:
