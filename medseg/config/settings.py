@@ -136,7 +136,7 @@ class TrainConfig(Settings):
     batch_size: int | None = Field(
         None,
         ge=1,
-        description="slices in a step; when absent 12 (4 of many cases on 1 or 2 cores), or as many as fit into memory",
+        description="slices in a step; when absent 12, or as many as fit into memory",
     )
     patch: tuple[int, int] | None = Field(
         None, description="rows and columns of a training slice, cut or padded; fitted to the cases when absent"

@@ -17,9 +17,9 @@ ROUNDS = 5
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 """Of `x, x^3, x^5`: five rounds bring singular values from 0.003 to 1 between 0.68 and 1.14 (Jordan 2024)."""
 
-LIKE_ADAM = 0.2
-"""Root mean square of a step for a learning rate of 1, so that Adam's learning rates serve (Liu 2025,
-arXiv:2502.16982)."""
+LENGTH = 0.4
+"""Root mean square of a step for a learning rate of 1. With 0.2, which is Adam's (Liu 2025, arXiv:2502.16982), Adam's
+learning rates serve; twice as much learned more (docs/benchmarks.md, "Optimiser")."""
 
 
 class Muon:
@@ -30,8 +30,8 @@ class Muon:
     all singular values made alike: what few examples show is learned as fast as what all of them show. A step is as
     long for any scale of the gradient.
 
-    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; length of the step: Liu 2025, arXiv:2502.16982. Here
-    the polynomials are taken of the small square matrix `x x^T`, in float32, which costs a third.
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; alike in length for all shapes: Liu 2025,
+    arXiv:2502.16982. Here the polynomials are of the small square matrix `x x^T`, in float32, which costs a third.
 
     Args:
         network: whose weights are to learn, on the device that trains.
@@ -68,7 +68,7 @@ class Muon:
         mean.lerp_(weight.grad, 1 - MOMENTUM)
         step = orthogonal(weight.grad.lerp(mean, MOMENTUM).flatten(1))
         weight.mul_(1 - rate * self.weight_decay)
-        weight.add_(step.view(weight.shape), alpha=-rate * LIKE_ADAM * max(step.shape) ** 0.5)
+        weight.add_(step.view(weight.shape), alpha=-rate * LENGTH * max(step.shape) ** 0.5)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""

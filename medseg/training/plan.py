@@ -28,10 +28,10 @@ from medseg.grid import axis_of
 from medseg.models import Network, UNet, build
 from medseg.models.network import describe
 from medseg.preparation import Preparation
-from medseg.training.batch_size import USUAL, fitting_batch, usual_batch
+from medseg.training.batch_size import USUAL, fitting_batch
 from medseg.training.decisions import Decisions, shown, value_of
 from medseg.training.losses import build_loss
-from medseg.training.plan_slices import FEW_CASES, augment_slices, oblong, prepare_slices, stack_of
+from medseg.training.plan_slices import augment_slices, oblong, prepare_slices, stack_of
 from medseg.training.resolution import ENOUGH_STEPS, factors, may_be_coarser, step_seconds, steps_within
 from medseg.training.sides import unlike_sides
 from medseg.training.team import place_of
@@ -175,7 +175,7 @@ def _drafted(
         bf16 = choose_precision(decisions.config.train.precision, device) == torch.bfloat16
         why = f"the {device.type} {'computes' if bf16 else 'does not compute'} in bf16"
         decisions.settle("train.precision", "bf16" if bf16 else "fp32", why)
-    _batch(decisions, network, device, many=measured.cases >= FEW_CASES)
+    _batch(decisions, network, device)
     _training(decisions, measured, preparation, slices)
     warnings = tuple(_warnings(decisions.config, measured, preparation))
     return Plan(decisions.config, decisions.reasons, warnings, measured, preparation, out_channels, slices)
@@ -289,20 +289,18 @@ def _patch(decisions: Decisions, size: tuple[float, float], stride: int) -> None
     decisions.settle("train.patch", patch, f"{part} of {size[0]:g} x {size[1]:g}, in multiples of {stride}")
 
 
-def _batch(decisions: Decisions, network: Network, device: torch.device | None, many: bool) -> None:
+def _batch(decisions: Decisions, network: Network, device: torch.device | None) -> None:
     """Settle how many slices make a step: as usual, or what fits into the memory of the device."""
-    train = decisions.config.train
-    cores = (processes := place_of().count) * torch.get_num_threads()
-    usual, why = usual_batch(network, many, device or torch.device("cpu"), cores)
-    if train.batch_size not in (usual, None):
-        return decisions.note("train.batch_size", f"as set; usual are {usual}")
+    train, why = decisions.config.train, ""
+    if train.batch_size not in (USUAL, None):
+        return decisions.note("train.batch_size", f"as set; usual are {USUAL}")
     if train.batch_size is None and device is not None and train.patch is not None:
         place = train.patch, train.loss, choose_precision(train.precision, device), device
-        size, needs = fitting_batch(network, *place, usual=usual, processes=processes)
+        size, needs = fitting_batch(network, *place, processes=place_of().count)
         decisions.fill("train.batch_size", size)
-        why = why if size == usual else f"the most that fits: {needs}"
+        why = "" if size == USUAL else f"the most that fits: {needs}"
     if decisions.config.train.batch_size is None:
-        why = f"{usual} on this processor, {USUAL} on a GPU, fewer where they do not fit into memory"
+        why = f"{USUAL}, or fewer where they do not fit into memory"
     decisions.note("train.batch_size", ", ".join(filter(None, ("slices in a step", why))))
 
 

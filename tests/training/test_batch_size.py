@@ -15,7 +15,7 @@ from medseg.config.networks import ModelConfig, SegNetConfig, UNetConfig
 from medseg.models import build
 from medseg.training import batch_size as module
 from medseg.training import train
-from medseg.training.batch_size import SMALL, SMALLER, USABLE, USUAL, fitting_batch, kept_bytes, usual_batch
+from medseg.training.batch_size import SMALLER, USABLE, USUAL, fitting_batch, kept_bytes
 from medseg.training.losses import build_loss, supervised_loss
 from tests.studies import nifti_study, settings
 
@@ -88,17 +88,6 @@ def test_the_batch_is_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> 
     assert (alone, shared) == (3, USUAL)  # three slices for each of four
     monkeypatch.setattr(module, "free_memory", lambda: None)
     assert fitting_batch(network, (64, 64), "dice", torch.float32, CPU)[0] == USUAL
-
-
-def test_many_cases_are_learned_in_small_batches_where_those_cost_nothing() -> None:
-    by_instance = build(UNetConfig(widths=(8, 16), norm="instance"), 3, 2)
-    by_batch = build(UNetConfig(widths=(8, 16), norm="batch"), 3, 2)
-    assert usual_batch(by_instance, True, CPU, 2)[0] == SMALL
-    assert usual_batch(by_instance, False, CPU, 2)[0] == USUAL
-    assert usual_batch(by_instance, True, CPU, 16)[0] == USUAL
-    assert usual_batch(by_instance, True, torch.device("cuda"), 2)[0] == USUAL
-    assert usual_batch(by_batch, True, CPU, 1)[0] == USUAL  # its mean and variance are those of the batch
-    assert fitting_batch(by_instance, (64, 64), "dice", torch.float32, CPU, usual=SMALL)[0] == SMALL
 
 
 def test_a_run_writes_down_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
