@@ -151,9 +151,10 @@ class TrainConfig(Settings):
     loss: Literal["cross_entropy", "dice_cross_entropy", "dice", "bce", "dice_bce"] = Field(
         "dice_cross_entropy", description="bce forms belong to a network with one output channel"
     )
-    optimizer: Literal["muon", "adamw", "adam", "sgd"] = Field(
-        "muon",
-        description="muon: orthogonal steps for hidden convolutions, adamw for the rest; sgd: Nesterov momentum 0.99",
+    optimizer: Literal["muon", "adamw", "adam", "sgd"] | None = Field(
+        None,
+        description="muon: orthogonal steps for hidden convolutions, adamw for the rest; sgd: Nesterov momentum 0.99; "
+        "when absent muon, or adamw where a step with muon would take a processor half as long again",
     )
     learning_rate: float = Field(1e-3, gt=0, le=10, description="the first, or the highest after warming up")
     weight_decay: float = Field(1e-2, ge=0, le=1, description="for all but adam, which has none")

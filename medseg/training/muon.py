@@ -93,6 +93,13 @@ def _hidden(network: Network) -> Iterator[Tensor]:
             yield module.weight
 
 
+def multiply_adds(network: Network) -> int:
+    """Return what the orthogonal steps of a network cost, whatever the slices are."""
+    rounds = 4 * ROUNDS - 3  # products of small square matrices
+    shapes = [(len(weight), weight[0].numel()) for weight in _hidden(network)]
+    return sum(2 * m * n * min(m, n) + rounds * min(m, n) ** 3 for m, n in shapes)
+
+
 def orthogonal(matrix: Tensor) -> Tensor:
     """Return a matrix with the singular vectors of another one, and singular values near 1.
 

@@ -28,6 +28,7 @@ from medseg.grid import axis_of
 from medseg.models import Network, UNet, build
 from medseg.models.network import describe
 from medseg.preparation import Preparation
+from medseg.training import muon
 from medseg.training.batch_size import USUAL, fitting_batch
 from medseg.training.decisions import Decisions, shown, value_of
 from medseg.training.losses import build_loss
@@ -53,6 +54,7 @@ LEFT_OPEN = (
     "train.steps_per_epoch",
     "train.batch_size",
     "train.patch",
+    "train.optimizer",
     "train.precision",
 )
 """Settings that may be left to the plan; the run folder's own configuration holds what was decided."""
@@ -63,6 +65,10 @@ BLOCKING = ("DATA-SPLIT", "DATA-LABEL")
 LARGEST_PATCH = 320
 """Longer sides of a training slice are cut: the cost of a step grows with the area, and a crop is augmentation too.
 Prediction always sees whole slices."""
+
+MUON_SHARE = 0.5
+"""Of the time of a step, that Muon may add to it on a processor: AdamW took one and a half to three times as many steps
+for the same Dice (docs/benchmarks.md, "Optimiser")."""
 
 SMALLEST_MAP = 4
 """Pixels that the shorter side of the slices must leave at the bottom of the network: below, a 3x3 convolution sees
@@ -176,6 +182,7 @@ def _drafted(
         why = f"the {device.type} {'computes' if bf16 else 'does not compute'} in bf16"
         decisions.settle("train.precision", "bf16" if bf16 else "fp32", why)
     _batch(decisions, network, device)
+    _optimizer(decisions, network, device)
     _training(decisions, measured, preparation, slices)
     warnings = tuple(_warnings(decisions.config, measured, preparation))
     return Plan(decisions.config, decisions.reasons, warnings, measured, preparation, out_channels, slices)
@@ -302,6 +309,18 @@ def _batch(decisions: Decisions, network: Network, device: torch.device | None) 
     if decisions.config.train.batch_size is None:
         why = f"{USUAL}, or fewer where they do not fit into memory"
     decisions.note("train.batch_size", ", ".join(filter(None, ("slices in a step", why))))
+
+
+def _optimizer(decisions: Decisions, network: Network, device: torch.device | None) -> None:
+    """Settle the optimiser: Muon, unless its matrices would take a processor too long beside the slices of a step."""
+    train = decisions.config.train
+    slices = math.prod(train.patch or (1, 1)) / 256**2 * (train.batch_size or USUAL) / place_of().count
+    forward = slices * describe(network, network.in_channels).multiply_adds
+    longer = muon.multiply_adds(network) / (3 * forward)  # the way back costs twice the way forth
+    if longer > MUON_SHARE and (device is None or device.type == "cpu"):
+        decisions.settle("train.optimizer", "adamw", f"muon would make a step {1 + longer:.1f} times as long here")
+    else:
+        decisions.settle("train.optimizer", "muon", "orthogonal steps learn more from each batch")
 
 
 def _training(decisions: Decisions, measured: Fingerprint, preparation: Preparation, slices: int) -> None:

@@ -170,7 +170,7 @@ def build_optimizer(network: Network, config: TrainConfig, threads: Threads) -> 
     weights = network.parameters()
     options: dict[str, Any] = {"lr": config.learning_rate, "fused": True}  # half the time of a loop over the weights
     match config.optimizer:
-        case "muon":
+        case "muon" | None:
             return Muon(network, config.learning_rate, config.weight_decay, threads)
         case "adam":
             return torch.optim.Adam(weights, **options)

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.models import BiSeNet, UNet
-from medseg.training.muon import LENGTH, POLYNOMIAL, ROUNDS, Muon, orthogonal
+from medseg.training.muon import LENGTH, POLYNOMIAL, ROUNDS, Muon, multiply_adds, orthogonal
 from medseg.training.team import ALONE
 from medseg.training.threads import side_by_side
 
@@ -124,6 +125,14 @@ def test_the_first_layer_the_last_one_and_channels_by_themselves_are_left_to_ada
     assert any(conv.groups > 1 for conv in convs)
     for conv in convs:
         assert (id(conv.weight) in hidden) == (conv.groups == 1 and conv.in_channels != 3 and conv.out_channels != 2)
+
+
+def test_costs_what_is_counted() -> None:
+    network = UNet(3, 2, widths=(4, 8, 16), norm="instance")
+    with FlopCounterMode(display=False) as counter:
+        for weight in Muon(network, 0.01, 0.0).hidden:
+            orthogonal(weight.detach().flatten(1))
+    assert multiply_adds(network) == counter.get_total_flops() // 2
 
 
 def test_goes_on_from_its_state_bit_for_bit() -> None:

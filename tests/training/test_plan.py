@@ -244,6 +244,21 @@ def test_few_cases_are_changed_strongly_and_many_lightly(study: Path, found: Exa
     assert again.reasons["train.batch_size"] == here.reasons["train.batch_size"]
 
 
+def test_muon_unless_its_matrices_take_a_processor_too_long(study: Path, found: Examination) -> None:
+    def planned(patch: int, **changes: Any) -> Plan:
+        model = UNetConfig(widths=(8, 512), norm="instance")
+        config = open_settings(study, **{"model": model, "patch": (patch, patch), "optimizer": None, **changes})
+        return make_plan(config, found, torch.device("cpu"))
+
+    large = planned(512)
+    assert (large.config.train.optimizer, large.reasons["train.optimizer"][:10]) == ("muon", "orthogonal")
+    small = planned(8, batch_size=1)
+    assert small.config.train.optimizer == "adamw"
+    assert "times as long here" in small.reasons["train.optimizer"]
+    assert planned(8, batch_size=1, optimizer="muon").config.train.optimizer == "muon"
+    assert planned(512, optimizer="sgd").config.train.optimizer == "sgd"
+
+
 def test_several_labels_are_not_turned_upside_down() -> None:
     assert _upside_down(1, 0.5, "few") == (0.5, "few")
     assert _upside_down(2, 0.5, "few")[0] == 0

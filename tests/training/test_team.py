@@ -102,17 +102,19 @@ def learn(folder: Path, team: Team, **changes: Any) -> Fitted:
     return fit(network, Part(team), dice, TrainConfig(**values), places)
 
 
-def _learn_together(folder: Path, loss: str) -> Fitted:
+def _learn_together(folder: Path, changes: dict[str, Any]) -> Fitted:
     with joined(place_of(), CPU) as team:
         assert team.count == 2
-        return learn(folder, team, loss=loss)
+        return learn(folder, team, **changes)
 
 
 @TOGETHER
-@pytest.mark.parametrize("loss", ["dice_cross_entropy", "cross_entropy"])
-def test_two_learn_what_one_learns(tmp_path: Path, loss: str) -> None:
-    alone = learn(tmp_path / "alone", ALONE, loss=loss)
-    first, second = together(partial(_learn_together, tmp_path / "two", loss), tmp_path)
+@pytest.mark.parametrize(
+    "changes", [{"loss": "dice_cross_entropy", "optimizer": "muon", "learning_rate": 0.01}, {"loss": "cross_entropy"}]
+)
+def test_two_learn_what_one_learns(tmp_path: Path, changes: dict[str, Any]) -> None:
+    alone = learn(tmp_path / "alone", ALONE, **changes)
+    first, second = together(partial(_learn_together, tmp_path / "two", changes), tmp_path)
     assert equal(first.weights, second.weights)
     for name, value in alone.weights.items():
         torch.testing.assert_close(first.weights[name], value, rtol=1e-4, atol=1e-5)
