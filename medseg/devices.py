@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -18,7 +20,11 @@ def choose_device(name: str) -> torch.device:
         raise RunError(
             "RUN-DEVICE", "device", "cuda is asked for, and there is no usable GPU", "Use device=auto or cpu."
         )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Else products of matrices may differ from run to run, and torch warns of it; read when the GPU is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device("cuda")
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

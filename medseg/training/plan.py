@@ -316,7 +316,8 @@ def _optimizer(decisions: Decisions, network: Network, device: torch.device | No
     train = decisions.config.train
     slices = math.prod(train.patch or (1, 1)) / 256**2 * (train.batch_size or USUAL) / place_of().count
     forward = slices * describe(network, network.in_channels).multiply_adds
-    longer = muon.multiply_adds(network) / (3 * forward)  # the way back costs twice the way forth
+    step = 3 * forward / (2 if train.precision == "bf16" else 1)  # back costs twice as much; matrices stay in fp32
+    longer = muon.multiply_adds(network) / step
     if longer > MUON_SHARE and (device is None or device.type == "cpu"):
         decisions.settle("train.optimizer", "adamw", f"muon would make a step {1 + longer:.1f} times as long here")
     else:
