@@ -5,6 +5,7 @@
 Each run takes the same number of slices (in steps of 12, or of what its configuration sets), validates once, at the
 end (so that no epoch is chosen on the cases that it is scored on), and has one thread on a core of its own. Its score
 is the mean Dice of the held-out cases on their own grids.
+Without `data.split` each seed also divides the cases anew.
 Finished runs are kept: the same command again adds what is missing.
 """
 

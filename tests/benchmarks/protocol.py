@@ -2,7 +2,7 @@
 
 The configuration says where the scans and references are and how they are divided: `data.split` for one division,
 `folds` for a cross-validation. One division, ten minutes, two seeds; then five folds (nnU-Net trains each fold for as
-long as its share of the budget is):
+long as its share of the budget is). Without `data.split` each seed also divides the cases anew:
 
     python tests/benchmarks/protocol.py hippocampus.yaml --budget 10m --seeds 0 1 -o OUT
     python tests/benchmarks/protocol.py hippocampus.yaml --budget 50m --folds 5 -o OUT5
