@@ -17,7 +17,7 @@ import torch
 from medseg.case import Finding
 from medseg.case_measure import CaseMeasure
 from medseg.check import Examination
-from medseg.config import Config
+from medseg.config import Config, TrainConfig
 from medseg.config.load import dump
 from medseg.config.networks import FITTED_WIDTHS
 from medseg.config.settings import EPOCHS
@@ -67,8 +67,8 @@ LARGEST_PATCH = 320
 Prediction always sees whole slices."""
 
 MUON_SHARE = 0.5
-"""Of the time of a step, that Muon may add to it on a processor: AdamW took one and a half to three times as many steps
-for the same Dice (docs/benchmarks.md, "Optimiser")."""
+"""Of the time of a step, that Muon may add to it on a processor: AdamW took half as many steps again for the same Dice
+(docs/benchmarks.md, "Optimiser")."""
 
 SMALLEST_MAP = 4
 """Pixels that the shorter side of the slices must leave at the bottom of the network: below, a 3x3 convolution sees
@@ -219,10 +219,15 @@ def _network_of(plan: Plan) -> Network:
 
 
 def _work(plan: Plan) -> float:
-    """Return the multiply-adds of a step, up to a factor."""
-    train = plan.config.train
-    pixels = (train.batch_size or USUAL) * math.prod(train.patch or (1, 1))
-    return pixels * describe(_network_of(plan), plan.preparation.in_channels).multiply_adds
+    """Return the multiply-adds of a step."""
+    train, network = plan.config.train, _network_of(plan)
+    return _work_on_slices(train, network) + (muon.multiply_adds(network) if train.optimizer == "muon" else 0)
+
+
+def _work_on_slices(train: TrainConfig, network: Network) -> float:
+    """Return the multiply-adds of a step, forth and back, which costs twice as much."""
+    share = math.prod(train.patch or (1, 1)) / 256**2
+    return 3 * (train.batch_size or USUAL) * share * describe(network, network.in_channels).multiply_adds
 
 
 def count_out_channels(config: Config) -> int:
@@ -314,11 +319,11 @@ def _batch(decisions: Decisions, network: Network, device: torch.device | None) 
 def _optimizer(decisions: Decisions, network: Network, device: torch.device | None) -> None:
     """Settle the optimiser: Muon, unless its matrices would take a processor too long beside the slices of a step."""
     train = decisions.config.train
-    slices = math.prod(train.patch or (1, 1)) / 256**2 * (train.batch_size or USUAL) / place_of().count
-    forward = slices * describe(network, network.in_channels).multiply_adds
-    step = 3 * forward / (2 if train.precision == "bf16" else 1)  # back costs twice as much; matrices stay in fp32
-    longer = muon.multiply_adds(network) / step
-    if longer > MUON_SHARE and (device is None or device.type == "cpu"):
+    if device is None and train.optimizer is None:
+        return decisions.note("train.optimizer", "muon, or adamw where a processor would take too long for it")
+    faster = 2 if train.precision == "bf16" else 1  # not the matrices, which stay in fp32
+    longer = muon.multiply_adds(network) / (_work_on_slices(train, network) / place_of().count / faster)
+    if longer > MUON_SHARE and device is not None and device.type == "cpu":
         decisions.settle("train.optimizer", "adamw", f"muon would make a step {1 + longer:.1f} times as long here")
     else:
         decisions.settle("train.optimizer", "muon", "orthogonal steps learn more from each batch")

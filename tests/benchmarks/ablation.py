@@ -82,7 +82,7 @@ def train(run: Run, core: int, args: argparse.Namespace) -> None:
     if (folder / "validation" / "report.json").is_file():
         return
     settings = yaml.safe_load(run.config.read_text())
-    batch = settings.get("train", {}).get("batch_size", USUAL_BATCH)
+    batch = (settings.get("train") or {}).get("batch_size") or USUAL_BATCH
     changes = [f"train.batch_size={batch}", *CHANGES[run.name]]
     batch = next(int(one.split("=")[1]) for one in reversed(changes) if one.startswith("train.batch_size="))
     model = [*DEFAULT_MODEL, *changes] if any(one.startswith("model.") for one in changes) else changes

@@ -257,6 +257,13 @@ def test_muon_unless_its_matrices_take_a_processor_too_long(study: Path, found: 
     assert "times as long here" in small.reasons["train.optimizer"]
     assert planned(8, batch_size=1, optimizer="muon").config.train.optimizer == "muon"
     assert planned(512, optimizer="sgd").config.train.optimizer == "sgd"
+    # Twice as long in bf16, where all but Muon is faster; left open where no device is known.
+    share = next(patch for patch in range(8, 512, 8) if planned(patch).config.train.optimizer == "muon")
+    assert planned(share, precision="bf16").config.train.optimizer == "adamw"
+    assert planned(2 * share, precision="bf16").config.train.optimizer == "muon"
+    unknown = make_plan(open_settings(study, optimizer=None), found)
+    assert unknown.config.train.optimizer is None
+    assert unknown.reasons["train.optimizer"].startswith("muon, or adamw")
 
 
 def test_several_labels_are_not_turned_upside_down() -> None:
